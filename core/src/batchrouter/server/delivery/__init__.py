@@ -1,0 +1,1 @@
+"""Webhooks out: the outbox's events, signed, to addresses that were checked."""

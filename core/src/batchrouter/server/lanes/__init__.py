@@ -1,0 +1,1 @@
+"""Lanes: how items reach a provider, and how its answers come back."""

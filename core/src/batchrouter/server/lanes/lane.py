@@ -1,0 +1,113 @@
+"""What every lane is to the engine: submissions that are found again, and answers in order.
+
+The shape is that of a provider's batch API (hand over, poll, collect, cancel), because that is
+the narrowest: an adapter for a plain HTTP endpoint does its calls inside `Lane.collect`. The
+engine gives each submission a key of its own before it is sent, so that after a crash
+`Lane.find` tells what the provider has accepted; a provider without such a memory answers
+``None``, and what is then sent again shows up in the receipt as ``possibly_repeated``.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+__all__ = ["ERROR_CODES", "Lane", "LaneAnswer", "LaneItem", "LaneProgress"]
+
+#: Item error codes that a lane may answer with (contract section 6).
+ERROR_CODES = frozenset({
+    "content_policy",
+    "context_length_exceeded",
+    "invalid_input",
+    "provider_error",
+    "provider_timeout",
+    "rate_limited",
+})
+
+
+class LaneItem(msgspec.Struct, frozen=True, gc=False):
+    """One request of a submission.
+
+    Attributes:
+        sequence_no: The item's place in the manifest, from 0; the only id that a lane may show
+            to its provider (customers' ids never leave the router).
+        endpoint: ``/v1/chat/completions``, ``/v1/responses`` or ``/v1/embeddings``.
+        body: The request as JSON, without a model.
+        max_output_tokens: The cap that the price was locked with.
+        attempt: 1 for the first try of this item.
+    """
+
+    sequence_no: int
+    endpoint: str
+    body: bytes
+    max_output_tokens: int
+    attempt: int = 1
+
+
+class LaneAnswer(msgspec.Struct, frozen=True, gc=False):
+    """What became of one item.
+
+    Attributes:
+        body: The provider's body as JSON, or None for a failure.
+        input_tokens: Billed input tokens; 0 for a failure that was not billed.
+        output_tokens: Billed output tokens.
+        error_code: One of `ERROR_CODES`, or None.
+        error_message: For a person; never holds the request.
+        is_retryable: True when the same request may succeed later (429, 5xx, timeout).
+    """
+
+    body: bytes | None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    error_code: str | None = None
+    error_message: str = ""
+    is_retryable: bool = False
+
+
+class LaneProgress(msgspec.Struct, frozen=True):
+    """How far a submission is.
+
+    Attributes:
+        is_finished: True when `Lane.collect` will yield an answer for each item.
+        next_poll_s: Seconds after which asking again makes sense; 0 when finished.
+    """
+
+    is_finished: bool
+    next_poll_s: float = 0.0
+
+
+class Lane(Protocol):
+    """One provider and model in one region. Methods block; the engine calls them in threads."""
+
+    @property
+    def retry_first_s(self) -> float:
+        """Mean wait before the first retry of an item, in seconds; each next one is doubled."""
+        ...
+
+    def find(self, key: str) -> str | None:
+        """Return the handle of the submission with this key, if the provider accepted one."""
+        ...
+
+    def submit(self, key: str, items: Iterable[LaneItem]) -> str:
+        """Hand the items over and return the provider's handle.
+
+        Raises:
+            ConnectionError: The provider could not be reached or refused all of it for now;
+                nothing was accepted.
+        """
+        ...
+
+    def poll(self, handle: str) -> LaneProgress:
+        """Ask how far the submission is."""
+        ...
+
+    def collect(self, handle: str, items: Iterable[LaneItem]) -> Iterator[LaneAnswer]:
+        """Yield one answer for each item, in the order of ``items`` (the same as submitted).
+
+        May be called again: it costs nothing and yields the same answers.
+        """
+        ...
+
+    def cancel(self, handle: str) -> None:
+        """Ask the provider to stop; what it has finished is still collected and billed."""
+        ...

@@ -1,0 +1,319 @@
+"""A provider that does not exist: deterministic, schema-true, and always marked as simulated.
+
+What an item is answered depends on the seed, the item's content and its attempt, and on
+nothing else. The provider's own memory is one append-only file with a line for each accepted
+submission: it survives the router's death, as a real provider's memory would, and tells a test
+what was sent how often.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import threading
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batchrouter.server.lanes import shapes
+from batchrouter.server.lanes.generating import Drawing, SchemaGenerator, UnsupportedSchemaError
+from batchrouter.server.lanes.lane import LaneAnswer, LaneItem, LaneProgress
+
+__all__ = ["SimulatedLane", "SimulatedOptions"]
+
+#: Bytes of JSON that make one token. English text has about 4.5 bytes a token in the public
+#: tokenizers; fewer tokens than the usual estimate of 4 keeps quotes on the safe side.
+BYTES_PER_TOKEN = 4.5
+
+_DEFAULT_DIMENSIONS = {"text-embedding-3-large": 3072}
+_USUAL_DIMENSIONS = 1536
+_MAX_DIMENSIONS = 4096
+_MAX_COMPILED_SCHEMAS = 256
+_REPLIES = ("In short: {}", "Thanks for asking. {}", "What matters here: {}", "My answer: {}")
+_decode_any = msgspec.json.Decoder().decode
+_decode_request = msgspec.json.Decoder(shapes.ChatRequest).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedOptions:
+    """How the simulated provider behaves; the names are those of ``options`` in router.toml.
+
+    Attributes:
+        seed: Another seed gives other answers.
+        latency_s: Seconds from a submission to its answers.
+        failure_rate: Share of items, 0 to 1, that are refused for good (``content_policy``).
+        error_rate: Share of attempts, 0 to 1, that fail with a 5xx and are worth a retry.
+        rate_limit_rate: Share of attempts, 0 to 1, that get a 429 and are worth a retry.
+        is_down: True when nothing at all is accepted, so that the fallback lane takes over.
+        retry_first_s: Mean wait before the first retry of an item, in seconds.
+    """
+
+    seed: int = 0
+    latency_s: float = 0.0
+    failure_rate: float = 0.0
+    error_rate: float = 0.0
+    rate_limit_rate: float = 0.0
+    is_down: bool = False
+    retry_first_s: float = 0.5
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any]) -> "SimulatedOptions":
+        """Read the options of a lane's configuration.
+
+        Raises:
+            ValueError: An option is unknown, or a rate is not between 0 and 1; names it.
+        """
+        known = cls.__dataclass_fields__
+        for name, value in options.items():
+            if name not in known:
+                raise ValueError(f"options.{name}: unknown; there is {', '.join(known)}")
+            wants_bool = name == "is_down"
+            if wants_bool is not isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(
+                    f"options.{name}: {value!r} is not a {'bool' if wants_bool else 'number'}"
+                )
+            if value < 0 or (name.endswith("_rate") and value > 1):
+                raise ValueError(f"options.{name}: {value!r} is out of range")
+        return cls(**options)
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """The provider's memory: submission key to the moment it was accepted (Unix seconds)."""
+
+    path: Path
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    accepted_at: dict[str, float] = field(default_factory=dict[str, float])
+
+    def load(self) -> None:
+        if self.path.exists():
+            for line in self.path.read_bytes().splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue  # the last line of a process that died while writing it
+                self.accepted_at[entry["key"]] = entry["accepted_at"]
+
+    def add(self, key: str, sequence_numbers: list[int]) -> None:
+        with self.lock:
+            now = time.time()
+            entry = {"key": key, "accepted_at": now, "items": _ranges(sequence_numbers)}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as ledger:
+                ledger.write(_encode(entry) + b"\n")
+            self.accepted_at[key] = now
+
+
+class SimulatedLane:
+    """One model of the simulated provider; `batchrouter.server.lanes.lane.Lane` has the methods.
+
+    Args:
+        provider: The provider's name; ``simulated-`` is put before it where it is missing.
+        model: The provider's name of the model.
+        options: See `SimulatedOptions`.
+        ledger_path: The provider's memory; one file may serve several models.
+    """
+
+    def __init__(
+        self, provider: str, model: str, options: SimulatedOptions, ledger_path: Path
+    ) -> None:
+        self.provider = provider if provider.startswith("simulated-") else f"simulated-{provider}"
+        self.model = model
+        self._options = options
+        self._ledger = _Ledger(ledger_path)
+        self._ledger.load()
+        self._generators: dict[bytes, SchemaGenerator | UnsupportedSchemaError] = {}
+        self._seed = f"{options.seed}/{self.provider}/{model}/".encode()
+
+    @property
+    def retry_first_s(self) -> float:
+        """Mean wait before the first retry of an item, in seconds."""
+        return self._options.retry_first_s
+
+    def find(self, key: str) -> str | None:
+        """Return the key itself, which is the handle, if the provider knows it."""
+        return key if key in self._ledger.accepted_at else None
+
+    def submit(self, key: str, items: Iterable[LaneItem]) -> str:
+        """Note the submission in the provider's memory.
+
+        Raises:
+            ConnectionError: The lane is configured to be down.
+        """
+        if self._options.is_down:
+            raise ConnectionError(f"{self.provider} is down")
+        self._ledger.add(key, [item.sequence_no for item in items])
+        return key
+
+    def poll(self, handle: str) -> LaneProgress:
+        """Finished once the configured latency has passed."""
+        ready_at = self._ledger.accepted_at[handle] + self._options.latency_s
+        left_s = ready_at - time.time()
+        return LaneProgress(is_finished=left_s <= 0, next_poll_s=max(0.0, left_s))
+
+    def collect(self, handle: str, items: Iterable[LaneItem]) -> Iterator[LaneAnswer]:
+        """Work the answers out; nothing is kept, since they are the same each time."""
+        if handle not in self._ledger.accepted_at:
+            raise LookupError(f"{self.provider} knows no submission {handle}")
+        for item in items:
+            yield self._answer(item)
+
+    def cancel(self, handle: str) -> None:
+        """Let it go: what was accepted is finished and billed."""
+
+    def _answer(self, item: LaneItem) -> LaneAnswer:
+        digest = hashlib.blake2b(item.body, digest_size=8, key=self._key(item.endpoint)).digest()
+        seed = int.from_bytes(digest, "little")
+        trouble = self._trouble(seed, item.attempt)
+        if trouble is not None:
+            return trouble
+        try:
+            request = _decode_request(item.body)
+            if item.endpoint == "/v1/embeddings":
+                return self._embed(request, item)
+            return self._reply(request, item, seed)
+        except UnsupportedSchemaError as unsupported:
+            message = f"simulated lanes cannot write this schema: {unsupported}"
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError) as wrong:
+            # The class alone: a decoder's message may quote the request.
+            message = f"the request is not what {item.endpoint} takes ({type(wrong).__name__})"
+        return LaneAnswer(None, error_code="invalid_input", error_message=message)
+
+    def _key(self, endpoint: str) -> bytes:
+        return hashlib.blake2b(self._seed + endpoint.encode(), digest_size=32).digest()
+
+    def _trouble(self, seed: int, attempt: int) -> LaneAnswer | None:
+        options = self._options
+        if not (options.failure_rate or options.error_rate or options.rate_limit_rate):
+            return None
+        if Drawing(seed, "").below(10**6) < options.failure_rate * 10**6:
+            message = "the simulated content policy refuses this item"
+            return LaneAnswer(None, error_code="content_policy", error_message=message)
+        # The attempt counts: what failed once may go through the next time.
+        chance = Drawing(seed ^ (attempt * 0x5851F42D4C957F2D), "").below(10**6) / 10**6
+        if chance < options.rate_limit_rate:
+            return LaneAnswer(
+                None, error_code="rate_limited", error_message="429", is_retryable=True
+            )
+        if chance < options.rate_limit_rate + options.error_rate:
+            return LaneAnswer(
+                None, error_code="provider_error", error_message="503", is_retryable=True
+            )
+        return None
+
+    def _reply(self, request: shapes.ChatRequest, item: LaneItem, seed: int) -> LaneAnswer:
+        drawing = Drawing(seed, shapes.user_text(request))
+        generator = self._generator(request)
+        is_cut = False
+        if generator is not None:
+            text = _encode(generator.generate(drawing)).decode()
+        else:
+            text, is_cut = _free_text(drawing, item.max_output_tokens)
+        output_tokens = min(_tokens(len(text.encode())), item.max_output_tokens)
+        input_tokens = _tokens(len(item.body))
+        write = shapes.responses_body if item.endpoint == "/v1/responses" else shapes.chat_body
+        body = write(
+            text,
+            model=self.model,
+            item=f"{seed:016x}",
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            is_cut=is_cut,
+        )
+        return LaneAnswer(body, input_tokens, output_tokens)
+
+    def _generator(self, request: shapes.ChatRequest) -> SchemaGenerator | None:
+        """Find the compiled schema by the raw bytes of what asks for it."""
+        raw = bytes(request.response_format) or bytes(request.text)
+        if not raw:
+            return None
+        found = self._generators.get(raw)
+        if found is None:
+            try:
+                schema = _schema_of(_decode_any(raw))
+                if schema is None:
+                    return None
+                found = SchemaGenerator(schema)
+            except UnsupportedSchemaError as unsupported:
+                found = unsupported
+            if len(self._generators) >= _MAX_COMPILED_SCHEMAS:
+                self._generators.clear()
+            self._generators[raw] = found
+        if isinstance(found, UnsupportedSchemaError):
+            raise UnsupportedSchemaError(str(found))
+        return found
+
+    def _embed(self, request: shapes.ChatRequest, item: LaneItem) -> LaneAnswer:
+        size = request.dimensions or _DEFAULT_DIMENSIONS.get(self.model, _USUAL_DIMENSIONS)
+        if not 1 <= size <= _MAX_DIMENSIONS or not bytes(request.input):
+            raise ValueError("dimensions")
+        given = _decode_any(request.input)
+        is_many = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+        texts: list[Any] = given if is_many else [given]
+        vectors = [_unit_vector(self._seed + _encode(text), size) for text in texts]
+        told: list[Any] = [list(vector) for vector in vectors]
+        if request.encoding_format == "base64":
+            told = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
+        tokens = _tokens(len(item.body))
+        return LaneAnswer(
+            shapes.embeddings_body(told, model=self.model, input_tokens=tokens), tokens
+        )
+
+
+def _tokens(size_bytes: int) -> int:
+    return max(1, int(size_bytes / BYTES_PER_TOKEN))
+
+
+def _free_text(drawing: Drawing, max_tokens: int) -> tuple[str, bool]:
+    """Write a short reply about the text; True when the cap cut it."""
+    about = drawing.excerpt(160) or "there was no question."
+    text = _REPLIES[drawing.below(len(_REPLIES))].format(about)
+    room = int(max_tokens * BYTES_PER_TOKEN)
+    raw = text.encode()
+    if len(raw) <= room:
+        return text, False
+    return raw[:room].decode(errors="ignore"), True
+
+
+def _schema_of(asked: Any) -> dict[str, Any] | None:
+    """Find the schema in a chat's ``response_format`` or a response's ``text.format``."""
+    if not isinstance(asked, dict):
+        return None
+    form = asked.get("format", asked)
+    if not isinstance(form, dict) or form.get("type") not in {"json_schema", "json_object"}:
+        return None
+    if form["type"] == "json_object":
+        return {"type": "object", "properties": {"answer": {"type": "string"}}}
+    schema = form.get("json_schema", form).get("schema")
+    if not isinstance(schema, dict):
+        raise UnsupportedSchemaError("json_schema without a schema")
+    return schema
+
+
+def _unit_vector(content: bytes, size: int) -> "array[float]":
+    """Return a vector of length 1, as 32-bit floats, that depends on the content alone."""
+    raw = array("h", hashlib.shake_128(content).digest(2 * size))
+    norm = math.sqrt(sum(value * value for value in raw)) or 1.0
+    return array("f", [value / norm for value in raw])
+
+
+def _ranges(numbers: list[int]) -> list[list[int]]:
+    """Fold ascending numbers into [first, last] pairs.
+
+    Example:
+        >>> _ranges([0, 1, 2, 7])
+        [[0, 2], [7, 7]]
+    """
+    folded: list[list[int]] = []
+    for number in numbers:
+        if folded and folded[-1][1] == number - 1:
+            folded[-1][1] = number
+        else:
+            folded.append([number, number])
+    return folded

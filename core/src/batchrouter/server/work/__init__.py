@@ -1,0 +1,1 @@
+"""The durable work: a batch is planned, sent in chunks, merged and settled."""
