@@ -1,0 +1,205 @@
+"""Manifests, chunk results and artifacts, as objects under opaque keys.
+
+A key is written once, whole: `ObjectWriter.commit` makes all of it visible and durable, and a
+writer that is dropped leaves nothing. Keys: `manifests/<file id>.jsonl`,
+`work/<batch id>/<chunk>.jsonl`, `artifacts/<batch id>.jsonl`.
+"""
+
+import errno
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore
+
+from batchrouter import killpoints
+
+__all__ = ["ObjectWriter", "Objects", "StoreFullError"]
+
+_WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+_READ_BLOCK_BYTES = 1024 * 1024
+
+
+class StoreFullError(OSError):
+    """The object store has no room left; what was being written is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, "the object store is full")
+
+
+class ObjectWriter:
+    """One object in the making: `write` in order, then `commit`.
+
+    As a context manager it aborts unless `commit` was called.
+    """
+
+    def __init__(self, objects: "Objects", key: str) -> None:
+        self._objects = objects
+        self._key = key
+        self._file = obstore.open_writer(objects.store, key, buffer_size=_WRITE_BUFFER_BYTES)
+        self.written_bytes = 0
+
+    def write(self, block: bytes | bytearray | memoryview) -> None:
+        """Append a block.
+
+        Raises:
+            StoreFullError: No room; the object will not exist.
+        """
+        with _full_store_told():
+            self._file.write(block)
+        self.written_bytes += len(block)
+
+    def commit(self) -> None:
+        """Make the object visible under its key, and durable before this returns.
+
+        Raises:
+            StoreFullError: No room; the object does not exist.
+        """
+        killpoints.reached("objects.before_commit")
+        with _full_store_told():
+            self._file.close()
+            self._objects.sync(self._key)
+        killpoints.reached("objects.after_commit")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A store's writer that is dropped without `close` takes its staged bytes with it.
+        del self._file
+
+
+class Objects:
+    """Objects by key, in a local folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     objects = Objects.local(Path(folder) / "objects")
+        ...     written = objects.put("work/b/0.jsonl", [b"one", b" two"])
+        ...     objects.get_range("work/b/0.jsonl", 4, 7)
+        b'two'
+    """
+
+    def __init__(self, store: LocalStore, root: Path | None) -> None:
+        self.store = store
+        self._root = root
+
+    @classmethod
+    def local(cls, root: Path) -> Self:
+        """Keep objects in a folder, which is created with mode 0700."""
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return cls(LocalStore(root), root)
+
+    def open_writer(self, key: str) -> ObjectWriter:
+        """Begin an object; nothing is visible under `key` before its `commit`."""
+        return ObjectWriter(self, key)
+
+    def put(self, key: str, blocks: Iterable[bytes]) -> int:
+        """Write an object whole and durably; returns its size in bytes.
+
+        Raises:
+            StoreFullError: No room; the object does not exist.
+        """
+        with self.open_writer(key) as writer:
+            for block in blocks:
+                writer.write(block)
+            writer.commit()
+            return writer.written_bytes
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Read the bytes [start, end).
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        if end <= start:
+            return b""
+        return bytes(obstore.get_range(self.store, key, start=start, end=end))
+
+    def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Read the bytes [start, end) in blocks of about a MiB, in flat memory.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        stop = self.size_bytes(key) if end is None else end
+        if stop is None:
+            raise FileNotFoundError(key)
+        while start < stop:
+            block = self.get_range(key, start, min(start + _READ_BLOCK_BYTES, stop))
+            yield block
+            start += len(block)
+
+    def size_bytes(self, key: str) -> int | None:
+        """Tell an object's size; None when there is none."""
+        try:
+            return obstore.head(self.store, key)["size"]
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is not there is deleted already."""
+        try:
+            obstore.delete(self.store, key)
+        except FileNotFoundError:
+            return
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """List the keys of a folder, in no order, a page at a time."""
+        for page in obstore.list(self.store, prefix):
+            for meta in cast("Iterable[dict[str, Any]]", page):
+                yield meta["path"]
+
+    def delete_unfinished(self) -> int:
+        """Delete what writers that were killed have staged; returns how many files.
+
+        Only for start-up: it cannot tell a dead writer from a live one.
+        """
+        if self._root is None:
+            return 0
+        # The local store stages `key` as `key#N` beside it.
+        staged = [path for path in self._root.rglob("*#*") if path.is_file()]
+        for path in staged:
+            path.unlink(missing_ok=True)
+        return len(staged)
+
+    def sync(self, key: str) -> None:
+        """Flush a local object and the names on its way to disk; other stores do so themselves."""
+        if self._root is None:
+            return
+        path = self._root / key
+        while True:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if path == self._root:
+                return
+            path = path.parent
+
+
+@contextmanager
+def _full_store_told() -> Generator[None]:
+    try:
+        yield
+    except BaseError as error:
+        # obstore gives the system's error only as text.
+        if "os error 28" in str(error) or "StorageFull" in str(error):
+            raise StoreFullError from None
+        raise
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StoreFullError from None
+        raise
