@@ -1,0 +1,7 @@
+"""What to run: a `Job` in Python, YAML or TOML, its requests, templates and output schema."""
+
+from batchrouter.job.job import Job, Parts
+from batchrouter.job.requests import Chat, Embedding, Raw, Workflow
+from batchrouter.job.route import Route
+
+__all__ = ["Chat", "Embedding", "Job", "Parts", "Raw", "Route", "Workflow"]
