@@ -3,7 +3,7 @@
     BatchrouterError
     ├── ConfigError (ValueError)            a wrong or missing setting; nothing was sent
     │   ├── MissingExtraError               says which extra to install
-    │   └── JobError                        a job definition that contradicts itself; names the field
+    │   └── JobError                        a job definition is wrong; names the field
     ├── SourceError                         the table cannot be read, or lacks a column
     ├── ManifestError (ValueError)          a row cannot become a request; names rows and columns
     │   ├── NullKeyError                    a key column holds NULL
@@ -20,7 +20,7 @@
     │   └── ServerError                     5xx                                         [retryable]
     ├── ProtocolError                       a reply came back that makes no sense
     ├── BudgetExceededError                 the quote is above the budget; nothing was bought
-    ├── ArtifactError                       the artifact is cut short or not what was promised [retryable]
+    ├── ArtifactError                       the artifact is cut short or another one    [retryable]
     ├── BatchFailedError                    the batch ended without usable results
     ├── RunCancelledError                   the run was cancelled before anything was bought
     ├── RunIdentityConflictError            the run key already bought something else
@@ -257,7 +257,7 @@ class BudgetExceededError(BatchrouterError):
 
 
 class ArtifactError(BatchrouterError):
-    """The artifact is cut short, or its size or sha256 is not the promised one; nothing was kept."""
+    """The artifact is cut short, or its size or sha256 is another; nothing was kept."""
 
     code = "artifact_corrupt"
     retryable = True

@@ -1,0 +1,193 @@
+"""Settling an intent: a purchase was written down, and nobody knows whether it was made.
+
+The recorded body is sent again, to the letter. Whatever the answer, it is a fact about that
+one purchase: a batch (202, or a 409 that names one), or a proof that there is none and never
+will be. What proves nothing leaves the intent open, and nothing else is bought meanwhile.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+from batchrouter.errors import (
+    ConflictError,
+    NotFoundError,
+    RunIdentityConflictError,
+    UnsettledIntentError,
+)
+from batchrouter.killpoints import reached
+from batchrouter.run.context import RunContext
+from batchrouter.run.events import Bought, Intended, Refused
+from batchrouter.run.state import PartState, RunState
+
+if TYPE_CHECKING:
+    from batchrouter.api.models import Batch
+
+QUOTE_KEPT_FOR = timedelta(days=80)
+"""The API keeps quotes for 90 days (contract section 2): within this, `quote_not_found` of a
+quote that it once gave proves that it was never accepted."""
+
+LOOK_BACK = timedelta(minutes=10)
+"""How long before an intent the listing is searched: more than any skew that a Date shows."""
+
+_PAGE = 200
+_MOST_PAGES = 500
+_ADOPTABLE = frozenset({"quote_lock_already_accepted", "idempotency_key_reused"})
+
+
+def settle(context: RunContext, part: PartState) -> None:
+    """Find out what an open intent bought, and journal it.
+
+    Raises:
+        RunIdentityConflictError: The purchase exists and is not what this run would buy.
+        UnsettledIntentError: It cannot be decided; a person must look.
+        APIError: A refusal that proves nothing (a revoked key, no credits); still open.
+        TransportError: No reply; the intent stays open.
+    """
+    intent = part.intent
+    if intent is None:
+        return
+    if _age(part) > QUOTE_KEPT_FOR:
+        batch = find_listed(context, part)
+        if batch is None:
+            raise UnsettledIntentError(_cannot_decide(context, intent))
+        _record(context, intent, batch, "listed")
+        return
+    try:
+        reached("submit.before_send")
+        batch = context.client.submit_batch(
+            intent.body, webhook=webhook_of(context), idempotency_key=intent.key
+        )
+        reached("submit.after_send")
+    except (ConflictError, NotFoundError) as error:
+        _settle_refusal(context, part, intent, error)
+        return
+    _record(context, intent, batch, "replayed" if batch.replayed else "accepted")
+
+
+def webhook_of(context: RunContext) -> dict[str, str] | None:
+    """Where the API shall tell of the end; holds a secret, so it is never journalled."""
+    settings = context.settings
+    if settings.webhook_url is None or settings.webhook_secret is None:
+        return None
+    return {"url": settings.webhook_url, "secret": settings.webhook_secret.get_secret_value()}
+
+
+def _settle_refusal(
+    context: RunContext,
+    part: PartState,
+    intent: Intended,
+    error: ConflictError | NotFoundError,
+) -> None:
+    if error.code in _ADOPTABLE:
+        batch_id = error.details.get("batch_id")
+        if isinstance(batch_id, str):
+            _record(context, intent, _retrieve_own(context, intent, batch_id), "adopted")
+            return
+        batch = find_listed(context, part)
+        if batch is None:
+            raise UnsettledIntentError(_cannot_decide(context, intent)) from error
+        _record(context, intent, batch, "listed")
+    elif error.code in {"quote_lock_expired", "quote_not_found"}:
+        # A quote is accepted before it can expire, and an accepted one answers otherwise.
+        _refuse(context, intent, error.code)
+    elif error.code == "file_not_found":
+        # The contract checks the file after the quote, but says so only of its own router:
+        # the listing confirms that nothing was bought before the upload is made again.
+        batch = find_listed(context, part)
+        if batch is None:
+            _refuse(context, intent, error.code, drop_upload=True)
+        else:
+            _record(context, intent, batch, "listed")
+    else:
+        raise error
+
+
+def _age(part: PartState) -> timedelta:
+    return datetime.now(UTC) - (part.intended_at or datetime.now(UTC))
+
+
+def _retrieve_own(context: RunContext, intent: Intended, batch_id: str) -> "Batch":
+    batch = context.client.retrieve_batch(batch_id)
+    expected: dict[str, str] = intent.body["metadata"]
+    found = batch.metadata or {}
+    other = sorted(name for name, value in expected.items() if found.get(name) != value)
+    if other:
+        raise RunIdentityConflictError(
+            f"run key {context.identity.run_key!r} of job {context.identity.job_name!r} already "
+            f"stands for batch {batch_id}, which differs in {', '.join(other)}. Nothing more was "
+            "bought. Use another run key, or put the source back as it was to adopt that batch."
+        )
+    return batch
+
+
+def find_listed(context: RunContext, part: PartState) -> "Batch | None":
+    """Look for the intent's batch in the listing, back to ten minutes before it was sent.
+
+    Raises:
+        UnsettledIntentError: The listing is longer than a bound that no account should reach.
+    """
+    intent = part.intent
+    if intent is None or part.intended_at is None:
+        return None
+    expected: dict[str, str] = intent.body["metadata"]
+    since = part.intended_at + timedelta(seconds=intent.clock_offset_s) - LOOK_BACK
+    after: str | None = None
+    for _ in range(_MOST_PAGES):
+        page = context.client.list_batches(limit=_PAGE, after=after)
+        for batch in page.data:
+            found = batch.metadata or {}
+            if all(found.get(name) == value for name, value in expected.items()):
+                return batch
+        oldest = page.data[-1].created_at if page.data else None
+        if not page.has_more or (oldest is not None and oldest < since):
+            return None
+        after = page.next_cursor
+    raise UnsettledIntentError(_cannot_decide(context, intent))
+
+
+def _record(
+    context: RunContext,
+    intent: Intended,
+    batch: "Batch",
+    how: Literal["accepted", "replayed", "adopted", "listed"],
+) -> None:
+    total = batch.quoted_total
+    context.journal.append(
+        Bought(
+            generation=intent.generation,
+            part=intent.part,
+            batch_id=batch.id,
+            quoted_usd=total.amount if total is not None else intent.quoted_usd,
+            deadline_at=batch.deadline_at,
+            how=how,
+        ),
+        still=lambda state: _is_open(state, intent),
+    )
+
+
+def _refuse(context: RunContext, intent: Intended, code: str, *, drop_upload: bool = False) -> None:
+    context.journal.append(
+        Refused(
+            generation=intent.generation,
+            part=intent.part,
+            quote_id=intent.quote_id,
+            code=code,
+            drop_upload=drop_upload,
+        ),
+        still=lambda state: _is_open(state, intent),
+    )
+
+
+def _is_open(state: RunState, intent: Intended) -> bool:
+    if state.generation != intent.generation:
+        return False
+    return state.parts[intent.part].intent == intent
+
+
+def _cannot_decide(context: RunContext, intent: Intended) -> str:
+    return (
+        f"part {intent.part} of run {context.identity.run_key!r} may have been bought with quote "
+        f"{intent.quote_id}, and the API cannot tell any more. Nothing more was bought. Look for "
+        f"a batch with metadata batchrouter_run_id={context.identity.run_id} at the router; if "
+        "there is none, open the run with on_rerun='rebuy' (CLI: --rebuy) to buy it anew."
+    )

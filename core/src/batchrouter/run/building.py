@@ -1,0 +1,37 @@
+"""From the table to a manifest in the run folder; nothing is sent."""
+
+from batchrouter.killpoints import reached
+from batchrouter.run.context import RunContext
+from batchrouter.run.events import Built
+from batchrouter.run.folder import storage_errors
+from batchrouter.run.progress import Progress
+
+
+def build(context: RunContext) -> None:
+    """Write the manifest and the row snapshot, and journal their names.
+
+    Raises:
+        SourceError: The table cannot be read.
+        ManifestError: A row cannot become a request; nothing of the build is kept.
+        StorageError: The run folder takes no more; nothing of the build is kept.
+    """
+    from batchrouter.manifest.build import build_manifest  # noqa: PLC0415 - loads pyarrow
+
+    generation = context.state.generation
+    reached("build.before")
+    with storage_errors("writing the manifest"):
+        built = build_manifest(
+            context.job,
+            fs=context.folder.fs,
+            manifest_dir=context.folder.ensure("manifest"),
+            rows_dir=context.folder.ensure("rows"),
+            token=context.folder.new_name(str(generation)),
+            on_progress=lambda rows: context.tell(Progress("build", rows, None, "rows")),
+            limit=context.limit,
+        )
+    reached("build.after")
+    context.tell(Progress("build", built.row_count, built.row_count, "rows"))
+    context.journal.append(
+        Built(generation=generation, manifest=built.to_dict()),
+        still=lambda state: state.generation == generation and state.manifest is None,
+    )

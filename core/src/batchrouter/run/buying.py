@@ -1,0 +1,226 @@
+"""Buying: quote, gate, upload, quote again if stale, write the intents down, send.
+
+Nothing is sent before the price is locked and inside the budget, and nothing is bought before
+the purchase is in the journal, to the letter. A kill at any point leaves either nothing, or
+an intent that `adoption` settles.
+"""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO
+
+from batchrouter.errors import (
+    BudgetExceededError,
+    ConflictError,
+    NotFoundError,
+    ProtocolError,
+)
+from batchrouter.killpoints import reached
+from batchrouter.run.adoption import find_listed, settle
+from batchrouter.run.context import RunContext
+from batchrouter.run.decide import is_winding_down, parts_to_buy
+from batchrouter.run.events import Bought, Intended, Stopped, Uploaded
+from batchrouter.run.folder import storage_errors
+from batchrouter.run.progress import Progress
+from batchrouter.run.quoting import check_budget, needs_quote, quote_parts
+from batchrouter.run.state import PartState
+
+_log = logging.getLogger(__name__)
+
+UPLOAD_KEPT_FOR = timedelta(days=6)
+"""The API deletes unused uploads after 7 days (contract section 2); a day is left to submit."""
+
+_EXPIRY_SLACK = timedelta(seconds=5)
+
+
+def buy(context: RunContext) -> None:
+    """Take every part that is not bought yet as far as a written intent, then send them.
+
+    Raises:
+        BudgetExceededError: The price is above the budget. Before the first purchase nothing
+            was sent; after it, what was accepted has been asked to cancel.
+        APIError: The API refuses.
+        TransportError: No reply; open the run again to go on.
+        StorageError: The journal cannot be written; nothing was bought that is not in it.
+    """
+    lock_prices(context)
+    for part in parts_to_buy(context.state):
+        _upload(context, part)
+    lock_prices(context)
+    for part in parts_to_buy(context.state):
+        _intend(context, part)
+    settle_all(context)
+
+
+def lock_prices(context: RunContext, *, gate: bool = True) -> None:
+    """Quote what has no fresh quote, and hold the sum against the budget.
+
+    Args:
+        context: The run.
+        gate: False only asks for the price.
+
+    Raises:
+        BudgetExceededError: See `buy`.
+    """
+    parts = parts_to_buy(context.state)
+    stale = [part for part in parts if needs_quote(context, part)]
+    if stale:
+        quote_parts(context, stale)
+    if not gate:
+        return
+    try:
+        check_budget(context, parts)
+    except BudgetExceededError as error:
+        if context.state.has_bought:
+            _stop(context, str(error))
+        raise
+
+
+def _stop(context: RunContext, reason: str) -> None:
+    generation = context.state.generation
+    context.journal.append(
+        Stopped(generation=generation, reason=reason),
+        still=lambda state: state.generation == generation and state.stopped is None,
+    )
+    cancel_open_batches(context)
+
+
+def _upload(context: RunContext, part: PartState) -> None:
+    if part.upload is not None and not _is_old(part):
+        return
+    manifest = context.manifest
+    built = manifest.parts[part.index]
+    path = context.folder.path("manifest", built.manifest_path)
+    before = sum(each.bytes for each in manifest.parts[: part.index])
+    total = sum(each.bytes for each in manifest.parts)
+
+    def open_part() -> BinaryIO:
+        with storage_errors("reading the manifest"):
+            opened: BinaryIO = context.folder.fs.open(path, "rb")
+            return opened
+
+    reached("upload.before_send")
+    stored = context.client.upload_manifest(
+        open_part,
+        filename=f"part-{part.index:05d}.jsonl",
+        size_bytes=built.bytes,
+        on_progress=lambda sent, _size: context.tell(
+            Progress("upload", before + min(sent, built.bytes), total, "bytes")
+        ),
+    )
+    reached("upload.after_send")
+    if stored.sha256 not in {None, built.sha256}:
+        raise ProtocolError(
+            f"the router stored part {part.index} with another sha256 than was sent. Nothing was "
+            "bought; run again to send it again."
+        )
+    generation = context.state.generation
+    context.journal.append(
+        Uploaded(
+            generation=generation,
+            part=part.index,
+            file_id=stored.file_id,
+            sha256=built.sha256,
+            input_tokens_estimate=stored.input_tokens_estimate,
+        ),
+        still=lambda state: (
+            state.generation == generation and state.parts[part.index].upload is None
+        ),
+    )
+
+
+def _is_old(part: PartState) -> bool:
+    uploaded_at = part.uploaded_at
+    return uploaded_at is None or datetime.now(UTC) - uploaded_at > UPLOAD_KEPT_FOR
+
+
+def _intend(context: RunContext, part: PartState) -> None:
+    state, quote, upload = context.state, part.quote, part.upload
+    if quote is None or upload is None or state.quoted is None:
+        raise RuntimeError("an intent needs a quote and an upload")
+    generation = state.generation
+    context.journal.append(
+        Intended(
+            generation=generation,
+            part=part.index,
+            key=context.identity.idempotency_key(generation=generation, part=part.index),
+            body=_body(context, part, quote.quote_id, upload),
+            quote_id=quote.quote_id,
+            quoted_usd=quote.quoted_usd,
+            clock_offset_s=state.quoted.clock_offset_s,
+        )
+    )
+
+
+def _body(context: RunContext, part: PartState, quote_id: str, upload: Uploaded) -> dict[str, Any]:
+    route = context.job.route
+    return {
+        "quote_id": quote_id,
+        "input_file_id": upload.file_id,
+        "routing_mode": route.routing_mode,
+        "privacy_tier": route.privacy_tier,
+        "metadata": context.identity.metadata(
+            generation=context.state.generation,
+            part=part.index,
+            manifest_sha256=upload.sha256,
+        ),
+    }
+
+
+def settle_all(context: RunContext) -> datetime | None:
+    """Settle every open intent.
+
+    While the run winds down, an intent is sent again only when its quote has expired: before
+    that, sending could buy what nobody wants any more.
+
+    Returns:
+        When to look again, if an intent must wait for its quote to expire; else None.
+    """
+    look_again_at: datetime | None = None
+    open_parts = context.state.open_intents
+    for done, part in enumerate(open_parts):
+        context.tell(Progress("submit", done, len(open_parts), "parts"))
+        if is_winding_down(context.state):
+            waits_until = _settle_without_buying(context, part)
+            if waits_until is not None:
+                look_again_at = max(look_again_at or waits_until, waits_until)
+        else:
+            settle(context, part)
+    context.tell(Progress("submit", len(open_parts), len(open_parts), "parts"))
+    return look_again_at
+
+
+def _settle_without_buying(context: RunContext, part: PartState) -> datetime | None:
+    intent, quote = part.intent, part.quote
+    if intent is None:
+        return None
+    batch = find_listed(context, part)
+    if batch is not None:
+        context.journal.append(
+            Bought(
+                generation=intent.generation,
+                part=intent.part,
+                batch_id=batch.id,
+                quoted_usd=intent.quoted_usd,
+                deadline_at=batch.deadline_at,
+                how="listed",
+            )
+        )
+        cancel_open_batches(context)
+        return None
+    now = context.server_now(intent.clock_offset_s)
+    if quote is not None and now < quote.expires_at + _EXPIRY_SLACK:
+        return datetime.now(UTC) + (quote.expires_at + _EXPIRY_SLACK - now)
+    settle(context, part)
+    return None
+
+
+def cancel_open_batches(context: RunContext) -> None:
+    """Ask the API to cancel what is open; what cannot be cancelled any more is left to end."""
+    for purchase in context.state.open_batches:
+        reached("cancel.before_send")
+        try:
+            context.client.cancel_batch(purchase.batch_id)
+        except (ConflictError, NotFoundError) as error:
+            _log.info("batch %s was not cancelled: %s", purchase.batch_id, error.code)
+        reached("cancel.after_send")

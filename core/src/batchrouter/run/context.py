@@ -1,0 +1,74 @@
+"""What every step of a run works with, handed from step to step as one value."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from batchrouter.api.settings import Settings
+from batchrouter.job import Job
+from batchrouter.run.folder import RunFolder
+from batchrouter.run.identity import RunIdentity
+from batchrouter.run.journal import Journal
+from batchrouter.run.progress import ProgressListener, nobody_listens
+from batchrouter.run.state import RunState
+
+if TYPE_CHECKING:
+    from batchrouter.api.client import Client
+    from batchrouter.manifest.build import BuiltManifest
+
+
+@dataclass(slots=True)
+class RunContext:
+    """One attempt at one run.
+
+    Attributes:
+        limit: Build only this many rows; None for all.
+        tell: Takes progress.
+    """
+
+    job: Job
+    identity: RunIdentity
+    folder: RunFolder
+    journal: Journal
+    settings: Settings
+    open_client: Callable[[], "Client"]
+    limit: int | None = None
+    tell: ProgressListener = nobody_listens
+    _client: "Client | None" = field(default=None, repr=False)
+
+    @property
+    def state(self) -> RunState:
+        """What the journal says, as far as it has been read."""
+        return self.journal.state
+
+    @property
+    def client(self) -> "Client":
+        """The API's client, opened on first use: a build needs none."""
+        if self._client is None:
+            self._client = self.open_client()
+        return self._client
+
+    @property
+    def manifest(self) -> "BuiltManifest":
+        """The newest generation's manifest.
+
+        Raises:
+            RuntimeError: It is not built; the caller decided wrongly.
+        """
+        from batchrouter.manifest.build import BuiltManifest  # noqa: PLC0415 - loads pyarrow
+
+        if self.state.manifest is None:
+            raise RuntimeError("the manifest is not built yet")
+        return BuiltManifest.from_dict(self.state.manifest)
+
+    @property
+    def most_usd(self) -> Decimal | None:
+        """The most that the run may cost: the job's budget, or the settings' cap if lower."""
+        caps = [cap for cap in (self.job.budget, self.settings.max_run_usd) if cap is not None]
+        return min(caps, default=None)
+
+    def server_now(self, clock_offset_s: float) -> datetime:
+        """The server's clock, by what it was ahead of ours when it last answered."""
+        return datetime.now(UTC) + timedelta(seconds=clock_offset_s)

@@ -1,0 +1,84 @@
+"""The state machine: from what the journal says to the one thing to do next.
+
+A pure function, so that any process that reads the same journal decides the same, and so that
+the whole machine can be read on one screen::
+
+    build → buy ⇄ settle → watch → collect → land → finished
+"""
+
+from enum import Enum
+
+from batchrouter.run.state import PartState, Purchase, RunState
+
+
+class Step(Enum):
+    """What to do next."""
+
+    BUILD = "build"
+    SETTLE = "settle"
+    BUY = "buy"
+    WATCH = "watch"
+    COLLECT = "collect"
+    LAND = "land"
+    GIVE_UP = "give_up"
+    FINISHED = "finished"
+
+
+def decide(state: RunState) -> Step:
+    """Choose the next step.
+
+    An open intent comes before everything else: until it is settled, nobody knows what has
+    been bought. After a cancel, or a stop at the budget, nothing more is bought; what came is
+    still collected and landed.
+    """
+    winding_down = is_winding_down(state)
+    rules = (
+        (state.landed is not None, Step.FINISHED),
+        (bool(state.open_intents), Step.SETTLE),
+        (state.manifest is None and winding_down, Step.GIVE_UP),
+        (state.manifest is None, Step.BUILD),
+        (bool(parts_to_buy(state)) and not winding_down, Step.BUY),
+        (bool(state.open_batches), Step.WATCH),
+        (bool(batches_to_collect(state)), Step.COLLECT),
+        (_has_something_to_land(state), Step.LAND),
+    )
+    return next((step for holds, step in rules if holds), Step.GIVE_UP)
+
+
+def is_winding_down(state: RunState) -> bool:
+    """True when nothing more may be bought in this generation."""
+    return state.cancel_asked is not None or state.stopped is not None
+
+
+def parts_to_buy(state: RunState) -> list[PartState]:
+    """Parts with items that no batch and no open intent stands for."""
+    counts = item_counts(state)
+    return [
+        part
+        for part in state.parts.values()
+        if part.bought is None and part.intent is None and counts[part.index] > 0
+    ]
+
+
+def batches_to_collect(state: RunState) -> list[Purchase]:
+    """Ended batches with output that is not in the run folder yet."""
+    return [each for each in state.current if has_output(each) and each.collected is None]
+
+
+def has_output(purchase: Purchase) -> bool:
+    """True when at least one item of the batch has a result worth landing."""
+    ended = purchase.ended
+    return ended is not None and (ended.state == "succeeded" or ended.completed > 0)
+
+
+def item_counts(state: RunState) -> dict[int, int]:
+    """Items of each part of the newest generation."""
+    parts = (state.manifest or {}).get("parts", [])
+    return {int(part["index"]): int(part["item_count"]) for part in parts}
+
+
+def _has_something_to_land(state: RunState) -> bool:
+    # A run that bought nothing because the table is empty lands an empty table. A run whose
+    # every item failed leaves yesterday's table alone.
+    nothing_to_buy = not any(item_counts(state).values())
+    return nothing_to_buy or any(has_output(each) for each in state.current)

@@ -1,0 +1,235 @@
+"""What a journal can say: one immutable event a fact, in the order in which they became true.
+
+Every event has the schema version of the journal; an older one is read, a newer one is an
+error that names the version. No event holds a secret, a signed URL, a path outside the run
+folder, or anything of the source but counts and hashes.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+JOURNAL_VERSION = 1
+
+
+class _Fact(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Opened(_Fact):
+    """The run exists; ``fingerprint`` is what decides the purchase, hashed part by part."""
+
+    type: Literal["opened"] = "opened"
+    job_name: str
+    run_key: str
+    fingerprint: dict[str, str]
+    package_version: str
+
+
+class Claimed(_Fact):
+    """An attempt of the orchestrator has taken the run over."""
+
+    type: Literal["claimed"] = "claimed"
+    attempt: str
+
+
+class GenerationOpened(_Fact):
+    """All is to be built and bought anew; what earlier generations cost still counts."""
+
+    type: Literal["generation_opened"] = "generation_opened"
+    generation: int
+    fingerprint: dict[str, str]
+    reason: str
+
+
+class Built(_Fact):
+    """The manifest and the row snapshot are complete, under the names given here."""
+
+    type: Literal["built"] = "built"
+    generation: int
+    manifest: dict[str, Any]
+
+
+class PartQuote(_Fact):
+    """One part's locked price."""
+
+    part: int
+    quote_id: str
+    quoted_usd: Decimal
+    expires_at: datetime
+    input_tokens_per_item: int
+
+
+class QuotedLane(_Fact):
+    """One lane that a quote chose."""
+
+    provider: str
+    model: str
+    region: str | None = None
+    items: int
+    price_usd: Decimal
+
+
+class Quoted(_Fact):
+    """Prices are locked for some parts; nothing is bought yet.
+
+    ``clock_offset_s`` is the server's clock minus ours, so that a quote's age is measured
+    against the clock that decides it.
+    """
+
+    type: Literal["quoted"] = "quoted"
+    generation: int
+    quotes: tuple[PartQuote, ...]
+    lanes: tuple[QuotedLane, ...] = ()
+    why: str = ""
+    clock_offset_s: float
+
+
+class Uploaded(_Fact):
+    """A part's manifest is at the router."""
+
+    type: Literal["uploaded"] = "uploaded"
+    generation: int
+    part: int
+    file_id: str
+    sha256: str
+    input_tokens_estimate: int | None = None
+
+
+class Intended(_Fact):
+    """A purchase is about to be sent: from here on it may exist.
+
+    ``body`` is what is sent, to the letter, but for the webhook, which holds a secret and
+    which the API leaves out when it compares two bodies.
+    """
+
+    type: Literal["intended"] = "intended"
+    generation: int
+    part: int
+    key: str
+    body: dict[str, Any]
+    quote_id: str
+    quoted_usd: Decimal
+    clock_offset_s: float
+
+
+class Refused(_Fact):
+    """The API has proved that an intent bought nothing and never will."""
+
+    type: Literal["refused"] = "refused"
+    generation: int
+    part: int
+    quote_id: str
+    code: str
+    drop_upload: bool = False
+
+
+class Bought(_Fact):
+    """A batch exists for an intent; ``how`` it was found."""
+
+    type: Literal["bought"] = "bought"
+    generation: int
+    part: int
+    batch_id: str
+    quoted_usd: Decimal
+    deadline_at: datetime | None = None
+    how: Literal["accepted", "replayed", "adopted", "listed"]
+
+
+class CancelAsked(_Fact):
+    """Someone wants the run to stop; what was bought is being cancelled."""
+
+    type: Literal["cancel_asked"] = "cancel_asked"
+    reason: str
+
+
+class Stopped(_Fact):
+    """A later part's price passed the budget: nothing more is bought in this generation."""
+
+    type: Literal["stopped"] = "stopped"
+    generation: int
+    reason: str
+
+
+class LaneOutcome(_Fact):
+    """What one lane did and cost."""
+
+    provider: str
+    model: str
+    items: int
+    completed: int
+    failed: int
+    settled_usd: Decimal | None = None
+
+
+class Ended(_Fact):
+    """A batch is terminal; what it cost is settled."""
+
+    type: Literal["ended"] = "ended"
+    batch_id: str
+    state: str
+    completed: int
+    failed: int
+    settled_usd: Decimal | None
+    lanes: tuple[LaneOutcome, ...] = ()
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class Collected(_Fact):
+    """A batch's artifact is in the run folder, whole and checked."""
+
+    type: Literal["collected"] = "collected"
+    batch_id: str
+    artifact_name: str
+    bytes: int
+    sha256: str
+
+
+class Landed(_Fact):
+    """The table holds the rows of this generation."""
+
+    type: Literal["landed"] = "landed"
+    generation: int
+    report: dict[str, Any]
+
+
+Fact = Annotated[
+    Opened
+    | Claimed
+    | GenerationOpened
+    | Built
+    | Quoted
+    | Uploaded
+    | Intended
+    | Refused
+    | Bought
+    | CancelAsked
+    | Stopped
+    | Ended
+    | Collected
+    | Landed,
+    Field(discriminator="type"),
+]
+
+
+class Entry(BaseModel):
+    """One journal file: a fact, its number, and when it was written by which version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int = JOURNAL_VERSION
+    number: int
+    at: datetime
+    fact: Fact
+
+
+class VersionOnly(BaseModel):
+    """What every version of an entry has."""
+
+    version: int
+
+
+ENTRY = TypeAdapter(Entry)

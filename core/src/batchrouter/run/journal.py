@@ -1,0 +1,130 @@
+"""A run's history: a dense sequence of files, each created exclusively, none ever changed.
+
+Two writers of one number cannot both win: the loser reads what the winner wrote and decides
+again. There is no lock to break and no rename to lose, and the history is the audit.
+
+The number alone is the file's name. (With the event's type in the name, two writers could
+create different files for one number, and both would win.)
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from batchrouter.errors import JournalError
+from batchrouter.killpoints import reached
+from batchrouter.run.events import ENTRY, JOURNAL_VERSION, Entry, Fact, VersionOnly
+from batchrouter.run.folder import RunFolder
+from batchrouter.run.state import RunState
+
+_log = logging.getLogger(__name__)
+_FOLDER = "journal"
+_SUFFIX = ".json"
+
+
+class LostRaceError(Exception):
+    """Another writer was first, and what we meant to write no longer holds: decide again."""
+
+
+class Journal:
+    """The events of one run, and the state that they add up to.
+
+    Args:
+        folder: The run's folder.
+
+    Attributes:
+        state: What all events read so far say.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self.state = RunState()
+
+    def load(self) -> RunState:
+        """Read the events that are new since the last look.
+
+        Raises:
+            JournalError: An event is missing in the middle, unreadable, or newer than this
+                version of batchrouter.
+            StorageError: The folder cannot be read.
+        """
+        while True:
+            number = self.state.entry_count + 1
+            try:
+                data = self._folder.read(self._path(number))
+            except FileNotFoundError:
+                return self.state
+            self.state.apply(self._parse(number, data))
+
+    def check_whole(self) -> None:
+        """Refuse a history with a hole: what the missing event said may be a purchase.
+
+        Raises:
+            JournalError: Files beyond the first missing number exist.
+        """
+        numbers = [
+            int(name.removesuffix(_SUFFIX))
+            for name in self._folder.names(_FOLDER)
+            if name.removesuffix(_SUFFIX).isdigit() and name.endswith(_SUFFIX)
+        ]
+        last = self.state.entry_count
+        if numbers and max(numbers) > last:
+            self.load()
+        if numbers and max(numbers) > self.state.entry_count:
+            raise JournalError(
+                f"journal event {self.state.entry_count + 1} of {max(numbers)} is missing in "
+                f"{self._folder.root}/{_FOLDER}. It may be a purchase, so nothing more is done: "
+                "restore the file, or start over under another run key."
+            )
+
+    def append(self, fact: Fact, *, still: Callable[[RunState], bool] | None = None) -> None:
+        """Write the next event.
+
+        Args:
+            fact: What has become true.
+            still: Asked after a lost race: does the fact still need writing?
+
+        Raises:
+            LostRaceError: Another writer was first, and `still` is false or not given.
+            StorageError: The event cannot be written; nothing was.
+        """
+        self._folder.ensure(_FOLDER)
+        while True:
+            number = self.state.entry_count + 1
+            entry = Entry(number=number, at=datetime.now(UTC), fact=fact)
+            reached(f"journal.before_{fact.type}")
+            try:
+                self._folder.create(self._path(number), ENTRY.dump_json(entry, indent=1))
+            except FileExistsError:
+                self.load()
+                if still is None or not still(self.state):
+                    raise LostRaceError(fact.type) from None
+                continue
+            reached(f"journal.after_{fact.type}")
+            self.state.apply(entry)
+            return
+
+    def _path(self, number: int) -> str:
+        return self._folder.path(_FOLDER, f"{number:06d}{_SUFFIX}")
+
+    def _parse(self, number: int, data: bytes) -> Entry:
+        where = f"journal event {number} in {self._folder.root}/{_FOLDER}"
+        try:
+            version = VersionOnly.model_validate_json(data).version
+            if version > JOURNAL_VERSION:
+                raise JournalError(
+                    f"{where} has version {version}, and this batchrouter reads up to "
+                    f"{JOURNAL_VERSION}: upgrade batchrouter-core to go on with this run."
+                )
+            entry = ENTRY.validate_json(data)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise JournalError(
+                f"{where} is damaged ({problem}). It may be a purchase, so nothing more is done: "
+                "restore the file, or start over under another run key."
+            ) from error
+        if entry.number != number:
+            raise JournalError(f"{where} says that it is number {entry.number}")
+        return entry

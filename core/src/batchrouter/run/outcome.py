@@ -1,0 +1,267 @@
+"""From the end of a batch to the end of a run: watch, collect, land.
+
+The API's state decides when a batch has ended. Its artifact is copied into the run folder
+first, since providers and routers forget; the table is written from that copy alone.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchrouter.errors import (
+    BatchFailedError,
+    BatchrouterError,
+    NotFoundError,
+    RunCancelledError,
+)
+from batchrouter.killpoints import reached
+from batchrouter.run.buying import cancel_open_batches
+from batchrouter.run.context import RunContext
+from batchrouter.run.decide import batches_to_collect, is_winding_down
+from batchrouter.run.events import Collected, Ended, Landed, LaneOutcome
+from batchrouter.run.folder import storage_errors
+from batchrouter.run.progress import Progress
+from batchrouter.run.state import Purchase
+
+if TYPE_CHECKING:
+    from batchrouter.api.models import ArtifactLink, Batch
+    from batchrouter.landing.land import PartToLand
+
+JUST_CREATED_FOR = timedelta(seconds=60)
+"""A 404 for a batch younger than this is a replica that lags, not a batch that is gone."""
+
+_LATE_LOOK = timedelta(minutes=10)
+_AFTER_DEADLINE = timedelta(minutes=5)
+_SHOWN_LANES = 16
+
+
+def look(context: RunContext) -> list[Purchase]:
+    """Ask the API how each open batch is, and journal those that have ended.
+
+    Returns:
+        The batches that are still open.
+
+    Raises:
+        BatchFailedError: The API no longer knows a batch; nothing is bought again.
+        APIError: The API refuses.
+        TransportError: No reply.
+    """
+    if is_winding_down(context.state):
+        cancel_open_batches(context)
+    counted: list[tuple[int, int]] = []
+    for purchase in context.state.open_batches:
+        batch = _retrieve(context, purchase)
+        if batch is None:
+            continue
+        counted.append((batch.counts.completed + batch.counts.failed, batch.counts.total))
+        if batch.is_terminal:
+            context.journal.append(
+                _ended(batch),
+                still=lambda state, known=purchase.batch_id: state.purchases[known].ended is None,
+            )
+    done, total = (sum(column) for column in zip(*counted, strict=True)) if counted else (0, None)
+    context.tell(Progress("wait", done, total, "items"))
+    return context.state.open_batches
+
+
+def look_again_at(context: RunContext) -> datetime:
+    """When open batches must have ended, or shall be looked at again at the latest."""
+    told = [
+        part.bought.deadline_at
+        for part in context.state.parts.values()
+        if part.bought is not None and part.bought.deadline_at is not None
+    ]
+    # A deadline that has passed means that the router is late: look again in a while.
+    soonest = datetime.now(UTC) + _LATE_LOOK
+    return max(max(told, default=soonest) + _AFTER_DEADLINE, soonest)
+
+
+def _retrieve(context: RunContext, purchase: Purchase) -> "Batch | None":
+    try:
+        return context.client.retrieve_batch(purchase.batch_id)
+    except NotFoundError as error:
+        bought_at = context.state.parts[purchase.part].bought_at
+        if bought_at is not None and datetime.now(UTC) - bought_at < JUST_CREATED_FOR:
+            return None
+        raise BatchFailedError(
+            f"the API no longer knows batch {purchase.batch_id}, which this run bought. Nothing "
+            "is bought again by itself: ask the router's operator, or open the run with "
+            "on_rerun='rebuy' (CLI: --rebuy)."
+        ) from error
+
+
+def _ended(batch: "Batch") -> Ended:
+    settled = batch.settled_total
+    error = batch.error or {}
+    return Ended(
+        batch_id=batch.id,
+        state=batch.state,
+        completed=batch.counts.completed,
+        failed=batch.counts.failed,
+        settled_usd=settled.amount if settled is not None else None,
+        lanes=tuple(
+            LaneOutcome(
+                provider=lane.provider,
+                model=lane.model,
+                items=lane.item_count,
+                completed=lane.completed,
+                failed=lane.failed,
+                settled_usd=lane.settled_price.total if lane.settled_price else None,
+            )
+            for lane in batch.lanes[:_SHOWN_LANES]
+        ),
+        error_code=error.get("code"),
+        error_message=error.get("message"),
+    )
+
+
+def collect(context: RunContext) -> None:
+    """Copy the artifacts of ended batches into the run folder, whole and checked.
+
+    Raises:
+        ArtifactError: What came is not what was promised; nothing of it is used.
+        APIError: The API refuses, for instance since the artifact has expired.
+        StorageError: The run folder takes no more.
+    """
+    context.folder.ensure("artifact")
+    waiting = batches_to_collect(context.state)
+    for purchase in waiting:
+        name = context.folder.new_name(f"part-{purchase.part:05d}.jsonl")
+        reached("download.before")
+        link = _download(context, purchase, name)
+        reached("download.after")
+        context.journal.append(
+            Collected(
+                batch_id=purchase.batch_id,
+                artifact_name=name,
+                bytes=link.bytes or 0,
+                sha256=link.sha256 or "",
+            ),
+            still=lambda state, known=purchase.batch_id: state.purchases[known].collected is None,
+        )
+
+
+def _download(context: RunContext, purchase: Purchase, name: str) -> "ArtifactLink":
+    path = context.folder.path("artifact", name)
+    partial = purchase.ended is not None and purchase.ended.state != "succeeded"
+
+    def tell(received: int, total: int) -> None:
+        reached("download.during")
+        context.tell(Progress("download", received, total, "bytes", purchase.batch_id))
+
+    with storage_errors("writing the artifact"):
+        if context.folder.is_local:
+            return context.client.download_artifact(
+                purchase.batch_id, Path(path), partial=partial, on_progress=tell
+            )
+        with context.folder.fs.open(path, "wb") as file:
+            return context.client.download_artifact(
+                purchase.batch_id, file, partial=partial, on_progress=tell
+            )
+
+
+def land(context: RunContext) -> None:
+    """Write the table from the run folder, and journal that it is written.
+
+    Raises:
+        LandingError: Rows and results do not add up, or the table refuses; nothing was
+            committed.
+        MissingExtraError: The tables extra is not installed.
+    """
+    from batchrouter.landing.land import LandingIdentity, land_parts  # noqa: PLC0415 - pyarrow
+    from batchrouter.landing.sinks import open_sink  # noqa: PLC0415 - pyarrow
+
+    generation = context.state.generation
+    identity = LandingIdentity(
+        job_name=context.identity.job_name,
+        run_key=context.identity.run_key,
+        run_slug=context.identity.run_slug,
+    )
+    context.folder.ensure("rejects")
+    parts = _parts_to_land(context)
+    rows = context.manifest.row_count
+    report = land_parts(
+        context.job,
+        fs=context.folder.fs,
+        parts=parts,
+        sink=open_sink(sink_url(context), dict(context.settings.storage_options)),
+        identity=identity,
+        rejects_dir=context.folder.path("rejects"),
+        token=context.folder.token,
+        on_progress=lambda done: context.tell(Progress("land", done, rows, "rows")),
+    )
+    context.journal.append(
+        Landed(generation=generation, report=report.to_dict()),
+        still=lambda state: state.generation == generation and state.landed is None,
+    )
+    _tidy(context)
+
+
+def _tidy(context: RunContext) -> None:
+    manifest = context.manifest
+    kept = {each.collected.artifact_name for each in context.state.current if each.collected}
+    context.folder.remove_strays("artifact", kept)
+    context.folder.remove_strays("manifest", {each.manifest_path for each in manifest.parts})
+    context.folder.remove_strays("rows", {each.rows_path for each in manifest.parts})
+
+
+def sink_url(context: RunContext) -> str:
+    """Where the rows go: the job's sink, or beside the journal for a trial of a few rows.
+
+    A trial's rows in the real table would stand there twice once the whole table is bought.
+    """
+    if context.limit is None:
+        return context.job.resolved_sink
+    protocol = context.folder.fs.unstrip_protocol(context.folder.path("sample"))
+    return f"parquet:{protocol}"
+
+
+def _parts_to_land(context: RunContext) -> "list[PartToLand]":
+    from batchrouter.landing.land import PartToLand  # noqa: PLC0415 - loads pyarrow
+
+    bought = {each.part: each for each in context.state.current}
+    parts: list[PartToLand] = []
+    for built in context.manifest.parts:
+        purchase = bought.get(built.index)
+        ended = purchase.ended if purchase else None
+        collected = purchase.collected if purchase else None
+        error = None
+        if ended is not None and ended.error_code is not None:
+            error = (ended.error_code, ended.error_message or "")
+        parts.append(
+            PartToLand(
+                index=built.index,
+                rows_path=context.folder.path("rows", built.rows_path),
+                row_count=built.row_count,
+                artifact_path=context.folder.path("artifact", collected.artifact_name)
+                if collected
+                else None,
+                batch_id=purchase.batch_id if purchase else None,
+                batch_state=ended.state if ended else None,
+                batch_error=error,
+            )
+        )
+    return parts
+
+
+def nothing_to_land(context: RunContext) -> BatchrouterError:
+    """Say why a run ends without a table; the table of an earlier run is left as it was."""
+    state = context.state
+    key = context.identity.run_key
+    again = "Open it with on_rerun='rebuy' (CLI: --rebuy) to buy it anew."
+    if state.cancel_asked is not None:
+        return RunCancelledError(f"run {key!r} was cancelled and has nothing to land. {again}")
+    told = [
+        f"batch {each.batch_id} ended {each.ended.state}"
+        + (
+            f" ({each.ended.error_code}: {each.ended.error_message})"
+            if each.ended.error_code
+            else ""
+        )
+        for each in state.current
+        if each.ended is not None
+    ]
+    return BatchFailedError(
+        f"run {key!r} has no results: {'; '.join(told[:3]) or 'nothing was bought'}. The table was "
+        f"left as it was. {again}"
+    )

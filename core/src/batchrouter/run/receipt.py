@@ -1,0 +1,148 @@
+"""What a finished run says of itself: ids, counts and money, small enough for any XCom.
+
+No rows, no secrets, no signed URLs; under 2 KB as JSON.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from batchrouter.money import format_usd
+from batchrouter.run.events import LaneOutcome
+from batchrouter.run.state import RunState
+
+_SHOWN = 8
+
+STATUSES = ("succeeded", "failed", "invalid_output", "missing", "skipped")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReceipt:
+    """What one lane did, over all batches of the run."""
+
+    provider: str
+    model: str
+    items: int
+    completed: int
+    failed: int
+    settled_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The end of a run.
+
+    Attributes:
+        outcome: ``landed`` when every batch succeeded; ``partial`` when what came of a
+            cancelled, expired or stopped purchase was landed.
+        rows: Rows by status; they add up to the rows of the source.
+        quoted_usd: The locked price of all batches of the run, over all generations.
+        settled_usd: What they cost; never above `quoted_usd`. None while the API has not
+            settled a batch.
+        location: Where the table is.
+        quarantined: Artifact lines that could not be read; they are in the run folder.
+        batch_ids: The first eight; `batch_count` has all.
+    """
+
+    job: str
+    run_key: str
+    outcome: Literal["landed", "partial"]
+    generation: int
+    rows: dict[str, int]
+    row_count: int
+    quoted_usd: Decimal
+    settled_usd: Decimal | None
+    budget_usd: Decimal | None
+    lanes: tuple[LaneReceipt, ...]
+    batch_ids: tuple[str, ...]
+    batch_count: int
+    input_tokens: int
+    output_tokens: int
+    quarantined: int
+    location: str
+    error_codes: dict[str, int]
+    started_at: datetime
+    finished_at: datetime
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the run's first event to the landed table."""
+        return (self.finished_at - self.started_at).total_seconds()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn it into JSON's types: money as decimal strings, times in RFC 3339."""
+        plain = asdict(self)
+        for name in ("quoted_usd", "settled_usd", "budget_usd"):
+            plain[name] = None if plain[name] is None else format_usd(plain[name])
+        plain["lanes"] = [
+            {**lane, "settled_usd": lane["settled_usd"] and format_usd(lane["settled_usd"])}
+            for lane in plain["lanes"]
+        ]
+        plain["batch_ids"] = list(plain["batch_ids"])
+        plain["started_at"] = self.started_at.isoformat()
+        plain["finished_at"] = self.finished_at.isoformat()
+        plain["duration_s"] = round(self.duration_s, 3)
+        return plain
+
+
+def receipt_of(state: RunState, *, job_name: str, budget_usd: Decimal | None) -> Receipt:
+    """Add up a landed run.
+
+    Raises:
+        RuntimeError: The run is not landed; the caller decided wrongly.
+    """
+    if state.landed is None or state.opened is None:
+        raise RuntimeError("only a landed run has a receipt")
+    if state.opened_at is None or state.landed_at is None:
+        raise RuntimeError("only a landed run has a receipt")
+    report = state.landed.report
+    purchases = list(state.purchases.values())
+    settled = [each.ended.settled_usd if each.ended else None for each in purchases]
+    known = [amount for amount in settled if amount is not None]
+    whole = state.stopped is None and all(
+        each.ended is not None and each.ended.state == "succeeded" for each in state.current
+    )
+    batch_ids = [each.batch_id for each in purchases]
+    return Receipt(
+        job=job_name,
+        run_key=state.opened.run_key,
+        outcome="landed" if whole else "partial",
+        generation=state.generation,
+        rows={status: int(report.get(status, 0)) for status in STATUSES},
+        row_count=int(report["rows"]),
+        quoted_usd=sum((each.quoted_usd for each in purchases), state.abandoned_usd),
+        settled_usd=sum(known, Decimal(0)) if len(known) == len(settled) else None,
+        budget_usd=budget_usd,
+        lanes=_lanes(state),
+        batch_ids=tuple(batch_ids[:_SHOWN]),
+        batch_count=len(batch_ids),
+        input_tokens=int(report.get("input_tokens", 0)),
+        output_tokens=int(report.get("output_tokens", 0)),
+        quarantined=int(report.get("quarantined", 0)),
+        location=str(report["location"]),
+        error_codes=dict(list(report.get("error_codes", {}).items())[:_SHOWN]),
+        started_at=state.opened_at,
+        finished_at=state.landed_at,
+    )
+
+
+def _lanes(state: RunState) -> tuple[LaneReceipt, ...]:
+    groups: dict[tuple[str, str], list[LaneOutcome]] = {}
+    for purchase in state.purchases.values():
+        for lane in purchase.ended.lanes if purchase.ended else ():
+            groups.setdefault((lane.provider, lane.model), []).append(lane)
+    summed = [
+        LaneReceipt(
+            provider=provider,
+            model=model,
+            items=sum(lane.items for lane in lanes),
+            completed=sum(lane.completed for lane in lanes),
+            failed=sum(lane.failed for lane in lanes),
+            settled_usd=sum((lane.settled_usd or Decimal(0) for lane in lanes), Decimal(0))
+            if any(lane.settled_usd is not None for lane in lanes)
+            else None,
+        )
+        for (provider, model), lanes in groups.items()
+    ]
+    return tuple(summed[:_SHOWN])

@@ -1,0 +1,422 @@
+"""One execution of a job: opened by its run key, carried on by any process, bought once.
+
+`advance()` is the one seam that orchestrators call: it does all that can be done now and says
+whether to wait or that the run is done. Between two calls nothing is held but a folder.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Self
+
+from batchrouter.api.settings import Settings
+from batchrouter.errors import ServerError, WaitTimeoutError
+from batchrouter.run import outcome
+from batchrouter.run.answers import Done, QuoteSummary, Waiting
+from batchrouter.run.building import build
+from batchrouter.run.buying import buy, cancel_open_batches, lock_prices, settle_all
+from batchrouter.run.catalog import RunStatus, status_of
+from batchrouter.run.context import RunContext
+from batchrouter.run.decide import Step, decide, parts_to_buy
+from batchrouter.run.events import CancelAsked
+from batchrouter.run.folder import RunFolder
+from batchrouter.run.identity import RunIdentity
+from batchrouter.run.journal import Journal, LostRaceError
+from batchrouter.run.progress import Progress, ProgressListener, nobody_listens
+from batchrouter.run.receipt import Receipt, receipt_of
+from batchrouter.run.reopen import OnRerun, begin, claim
+from batchrouter.run.waiting import (
+    PASSING,
+    Pauses,
+    async_watcher_for,
+    check_mode,
+    seconds_to,
+    until,
+    watcher_for,
+)
+from batchrouter.run.watch import Listener, WaitMode
+
+if TYPE_CHECKING:
+    from batchrouter.api.client import Client
+    from batchrouter.job import Job
+
+_log = logging.getLogger(__name__)
+
+_MOST_STEPS = 40
+"""Steps of one `advance()`: a dozen carry a run from start to end; a quote that the API calls
+expired as often as this means a broken clock."""
+_CANCEL_GRACE_S = 5.0
+
+
+class Run:
+    """One execution of a job. Use `Run.open`.
+
+    Example:
+        >>> run = Run.open(job, run_key="2026-11-22", runs_url="runs")  # doctest: +SKIP
+        >>> run.execute().rows["succeeded"]                             # doctest: +SKIP
+        10003
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+
+    @classmethod
+    def open(
+        cls,
+        job: "Job",
+        *,
+        run_key: str,
+        runs_url: str | None = None,
+        client: "Client | None" = None,
+        settings: Settings | None = None,
+        attempt: str | None = None,
+        on_rerun: OnRerun = "resume",
+        limit: int | None = None,
+        on_progress: ProgressListener | None = None,
+    ) -> Self:
+        """Create the run, or go on with it.
+
+        Args:
+            job: What to run, its parameters filled.
+            run_key: The orchestrator's name of this execution, without any try number.
+            runs_url: Where runs live, any fsspec URL; default: the setting.
+            client: The API's client; default: one from the settings, opened when needed.
+            settings: Default: the client's, else the environment's.
+            attempt: A token of the orchestrator's attempt; recorded as a claim, so that
+                `cancel` of an older attempt does nothing.
+            on_rerun: ``resume`` goes on, and does nothing for what is landed; ``rebuy``
+                buys anew what has ended, and is never right for an automatic retry.
+            limit: Try the job on its first rows only: the run has its own key, and its rows
+                land in the run folder instead of the job's table.
+            on_progress: Called often, from this thread.
+
+        Raises:
+            RunIdentityConflictError: The key stands for another source, key, request or
+                route, and something was bought; the message says which.
+            JournalError: The run folder is damaged or of a newer version.
+            ConfigError: A setting is wrong.
+        """
+        settings = settings or (client.settings if client else Settings.from_env())
+        url = runs_url or settings.runs_url
+        identity = RunIdentity(
+            namespace=settings.namespace or _absolute(url, settings),
+            job_name=job.name,
+            run_key=run_key if limit is None else f"{run_key}~limit-{limit}",
+        )
+        folder = RunFolder.below(url, identity.folder, dict(settings.storage_options))
+        context = RunContext(
+            job=job,
+            identity=identity,
+            folder=folder,
+            journal=Journal(folder),
+            settings=settings,
+            open_client=_client_opener(client, settings),
+            limit=limit,
+            tell=on_progress or nobody_listens,
+        )
+        begin(context, on_rerun)
+        if attempt is not None:
+            claim(context, attempt)
+        return cls(context)
+
+    @property
+    def folder_url(self) -> str:
+        """The run's folder, as a URL of its file system."""
+        folder = self._context.folder
+        return folder.root if folder.is_local else str(folder.fs.unstrip_protocol(folder.root))
+
+    def status(self) -> RunStatus:
+        """How far the run has come, by its journal alone."""
+        return status_of(self._context.journal.load(), self._context.identity.folder)
+
+    def build(self) -> None:
+        """Write the manifest and the row snapshot; nothing is sent. Does nothing if built.
+
+        Raises:
+            SourceError: The table cannot be read.
+            ManifestError: A row cannot become a request; nothing of the build is kept.
+            StorageError: The run folder takes no more; nothing of the build is kept.
+        """
+        if self._context.journal.load().manifest is None:
+            self._until_settled(lambda: build(self._context))
+
+    def quote(self) -> QuoteSummary:
+        """Lock a price for what is still to buy; nothing is sent, and nothing is bought.
+
+        Raises:
+            APIError: The API refuses, such as `no_eligible_lane`.
+            TransportError: No reply.
+        """
+        self.build()
+        context = self._context
+        self._until_settled(lambda: lock_prices(context, gate=False))
+        parts = parts_to_buy(context.state)
+        quotes = [part.quote for part in parts if part.quote is not None]
+        quoted = context.state.quoted
+        manifest = context.manifest
+        return QuoteSummary(
+            total_usd=sum((quote.quoted_usd for quote in quotes), Decimal(0)),
+            committed_usd=context.state.committed_usd,
+            budget_usd=context.most_usd,
+            item_count=sum(manifest.parts[part.index].item_count for part in parts),
+            row_count=manifest.row_count,
+            lanes=quoted.lanes if quoted and quotes else (),
+            why=quoted.why if quoted and quotes else "",
+            expires_at=min((quote.expires_at for quote in quotes), default=None),
+        )
+
+    def submit(self) -> tuple[str, ...]:
+        """Buy every part that is not bought yet, inside the budget.
+
+        Returns:
+            The ids of all batches of this generation.
+
+        Raises:
+            BudgetExceededError: The price is above the budget.
+            UnsettledIntentError: It cannot be decided whether a purchase exists.
+            APIError: The API refuses.
+            TransportError: No reply; open the run again to settle what was sent.
+        """
+        for _ in range(_MOST_STEPS):
+            step = decide(self._context.journal.load())
+            if step not in {Step.BUILD, Step.BUY, Step.SETTLE}:
+                break
+            if self._perform_unless_lost(step) is not None:
+                break
+        return tuple(each.batch_id for each in self._context.state.current)
+
+    def land(self, *, again: bool = False) -> Receipt:
+        """Collect and land batches that have ended.
+
+        Args:
+            again: Write the table anew from the run folder, though it was landed; buys nothing.
+
+        Raises:
+            WaitTimeoutError: A batch is still open.
+            LandingError: Rows and results do not add up, or the table refuses.
+        """
+        if again and self._context.journal.load().landed is not None:
+            outcome.land(self._context)
+        step = self.advance()
+        if isinstance(step, Done):
+            return step.receipt
+        raise WaitTimeoutError(
+            f"{', '.join(step.batch_ids[:3]) or 'a purchase'} has not ended; nothing was landed"
+        )
+
+    def advance(self) -> Waiting | Done:
+        """Do all that can be done now.
+
+        Returns:
+            `Waiting` when only the API can go on, `Done` when the table is landed. Either may
+            come again and again; every call is safe to repeat after any death.
+
+        Raises:
+            BatchrouterError: `retryable` says whether calling again can help; the run goes on
+                from where it is, in any process.
+        """
+        for _ in range(_MOST_STEPS):
+            answer = self._perform_unless_lost(decide(self._context.journal.load()))
+            if answer is not None:
+                return answer
+        raise ServerError(
+            "the API called fresh quotes expired again and again: its clock cannot be trusted. "
+            "Nothing was bought that is not in the journal.",
+            status=503,
+            code="quote_lock_expired",
+        )
+
+    def execute(self, *, wait: WaitMode = "both", timeout_s: float | None = None) -> Receipt:
+        """Advance and wait until the table is landed.
+
+        Args:
+            wait: ``poll`` asks the API, ``webhook`` only listens to the inbox, ``both`` does
+                both and polls rarely where there is an inbox.
+            timeout_s: Give up waiting after so many seconds; the run itself goes on, and
+                opening it again goes on waiting. Default: 72 hours.
+
+        Raises:
+            WaitTimeoutError: The time has come before the end.
+            BatchrouterError: As `advance`.
+        """
+        check_mode(self._context.settings, wait)
+        end_at, pauses = until(timeout_s), Pauses()
+        while True:
+            try:
+                step = self.advance()
+            except PASSING as error:
+                time.sleep(pauses.next_s(error, bought=self._context.state.has_bought))
+                continue
+            if isinstance(step, Done):
+                return step.receipt
+            pauses = Pauses()
+            self._check_time(step, end_at)
+            wait_until = min(end_at, step.deadline_at)
+            if step.batch_ids:
+                watcher_for(self._context.settings).wait(
+                    self._context.client,
+                    step.batch_ids,
+                    until=wait_until,
+                    mode=wait,
+                    listen=self._listener(step.batch_ids),
+                )
+            else:
+                time.sleep(seconds_to(wait_until))
+
+    async def aadvance(self) -> Waiting | Done:
+        """`advance` on a worker thread: building and landing would block the loop."""
+        return await asyncio.to_thread(self.advance)
+
+    async def aexecute(self, *, wait: WaitMode = "both", timeout_s: float | None = None) -> Receipt:
+        """`execute` without holding a thread while it waits."""
+        from batchrouter.api.client import AsyncClient  # noqa: PLC0415 - loads httpx
+
+        check_mode(self._context.settings, wait)
+        end_at, pauses = until(timeout_s), Pauses()
+        async with AsyncClient(self._context.client.settings) as client:
+            while True:
+                try:
+                    step = await self.aadvance()
+                except PASSING as error:
+                    await asyncio.sleep(pauses.next_s(error, bought=self._context.state.has_bought))
+                    continue
+                if isinstance(step, Done):
+                    return step.receipt
+                pauses = Pauses()
+                self._check_time(step, end_at)
+                wait_until = min(end_at, step.deadline_at)
+                if step.batch_ids:
+                    await async_watcher_for(self._context.settings).wait(
+                        client,
+                        step.batch_ids,
+                        until=wait_until,
+                        mode=wait,
+                        listen=self._listener(step.batch_ids),
+                    )
+                else:
+                    await asyncio.sleep(seconds_to(wait_until))
+
+    def cancel(
+        self,
+        reason: str = "cancelled by the caller",
+        *,
+        attempt: str | None = None,
+        grace_s: float = _CANCEL_GRACE_S,
+    ) -> bool:
+        """Stop the run: nothing more is bought, and what is open is asked to cancel.
+
+        What finishes all the same is billed, collected and landed by the next `advance`.
+
+        Args:
+            reason: Recorded in the journal.
+            attempt: Act only if this is still the newest claim after the grace: the attempt
+                that took over keeps its batch.
+            grace_s: How long a successor may take to claim, in seconds.
+
+        Returns:
+            False when there was nothing to cancel, or another attempt owns the run.
+
+        Raises:
+            APIError: The API refuses; the wish is recorded and the next `advance` repeats it.
+            TransportError: No reply; likewise.
+        """
+        context = self._context
+        if attempt is not None:
+            time.sleep(grace_s)
+        state = context.journal.load()
+        if state.landed is not None or (attempt is not None and state.claim != attempt):
+            return False
+        if state.cancel_asked is None:
+            self._until_settled(
+                lambda: context.journal.append(
+                    CancelAsked(reason=reason), still=lambda new: new.cancel_asked is None
+                )
+            )
+        self._until_settled(lambda: settle_all(context))
+        cancel_open_batches(context)
+        return True
+
+    def _listener(self, batch_ids: Sequence[str]) -> Listener:
+        detail = batch_ids[0] if len(batch_ids) == 1 else f"{len(batch_ids)} batches"
+
+        def listen(done: int, total: int) -> None:
+            self._context.tell(Progress("wait", done, total, "items", detail))
+
+        return listen
+
+    def _check_time(self, step: Waiting, end_at: datetime) -> None:
+        if datetime.now(UTC) >= end_at:
+            raise WaitTimeoutError(
+                f"run {self._context.identity.run_key!r} is still waiting for "
+                f"{', '.join(step.batch_ids[:3]) or 'a quote to expire'}. It goes on at the router: "
+                "open the same run key again to wait further."
+            )
+
+    def _until_settled(self, action: Callable[[], object]) -> None:
+        for _ in range(_MOST_STEPS):
+            try:
+                action()
+            except LostRaceError:
+                self._context.journal.load()
+            else:
+                return
+        raise ServerError("too many writers at one run", status=503, code="run_contended")
+
+    def _perform_unless_lost(self, step: Step) -> Waiting | Done | None:
+        try:
+            return self._perform(step)
+        except LostRaceError:
+            _log.info("another attempt at this run was faster; deciding again")
+            return None
+
+    def _perform(self, step: Step) -> Waiting | Done | None:
+        context = self._context
+        match step:
+            case Step.BUILD:
+                build(context)
+            case Step.BUY:
+                buy(context)
+            case Step.SETTLE:
+                look_again_at = settle_all(context)
+                if look_again_at is not None:
+                    return Waiting(self._open_ids(), look_again_at)
+            case Step.WATCH:
+                if outcome.look(context):
+                    return Waiting(self._open_ids(), outcome.look_again_at(context))
+            case Step.COLLECT:
+                outcome.collect(context)
+            case Step.LAND:
+                outcome.land(context)
+            case Step.GIVE_UP:
+                raise outcome.nothing_to_land(context)
+            case Step.FINISHED:
+                return Done(self._receipt())
+        return None
+
+    def _open_ids(self) -> tuple[str, ...]:
+        return tuple(each.batch_id for each in self._context.state.open_batches)
+
+    def _receipt(self) -> Receipt:
+        context = self._context
+        return receipt_of(
+            context.state, job_name=context.identity.job_name, budget_usd=context.most_usd
+        )
+
+
+def _absolute(url: str, settings: Settings) -> str:
+    folder = RunFolder.below(url, "", dict(settings.storage_options))
+    return str(folder.fs.unstrip_protocol(folder.root))
+
+
+def _client_opener(client: "Client | None", settings: Settings) -> "Callable[[], Client]":
+    def open_client() -> "Client":
+        if client is not None:
+            return client
+        from batchrouter.api.client import Client  # noqa: PLC0415 - loads httpx
+
+        return Client(settings)
+
+    return open_client

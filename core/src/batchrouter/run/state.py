@@ -1,0 +1,194 @@
+"""What a journal adds up to: the state that every decision is made from.
+
+Folding is the only way to change it, so a fresh process that reads the same events knows the
+same things.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from batchrouter.run import events
+from batchrouter.run.events import Entry
+
+
+@dataclass(slots=True)
+class PartState:
+    """One part of a generation: from its price to its artifact."""
+
+    index: int
+    quote: events.PartQuote | None = None
+    upload: events.Uploaded | None = None
+    uploaded_at: datetime | None = None
+    intent: events.Intended | None = None
+    """An open intent: sent or about to be, and not yet settled."""
+    intended_at: datetime | None = None
+    bought: events.Bought | None = None
+    bought_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class Purchase:
+    """A batch of any generation: what it may cost, and what it did."""
+
+    generation: int
+    part: int
+    batch_id: str
+    quoted_usd: Decimal
+    ended: events.Ended | None = None
+    collected: events.Collected | None = None
+
+    @property
+    def committed_usd(self) -> Decimal:
+        """Settled when it has ended, else quoted."""
+        if self.ended is not None and self.ended.settled_usd is not None:
+            return self.ended.settled_usd
+        return self.quoted_usd
+
+
+@dataclass(slots=True)
+class RunState:
+    """All that the events say.
+
+    Attributes:
+        entry_count: Events read.
+        opened: The first event; None for a run that does not exist yet.
+        generation: The newest one; 0 unless something was bought anew on demand.
+        fingerprint: What decides the newest generation's purchase.
+        manifest: The newest generation's built manifest, as it was recorded.
+        parts: The newest generation's parts by index; filled by `built`.
+        purchases: Every batch of every generation by its id.
+    """
+
+    entry_count: int = 0
+    opened: events.Opened | None = None
+    opened_at: datetime | None = None
+    last_at: datetime | None = None
+    claim: str | None = None
+    generation: int = 0
+    fingerprint: dict[str, str] = field(default_factory=dict[str, str])
+    manifest: dict[str, Any] | None = None
+    built_at: datetime | None = None
+    quoted: events.Quoted | None = None
+    parts: dict[int, PartState] = field(default_factory=dict[int, PartState])
+    purchases: dict[str, Purchase] = field(default_factory=dict[str, Purchase])
+    abandoned_usd: Decimal = Decimal(0)
+    """Quoted sums of intents that a person gave up on: they may exist, so they count."""
+    cancel_asked: events.CancelAsked | None = None
+    stopped: events.Stopped | None = None
+    landed: events.Landed | None = None
+    landed_at: datetime | None = None
+
+    @property
+    def committed_usd(self) -> Decimal:
+        """What may be billed so far: settled, or quoted where it is open or may exist."""
+        open_intents = sum(
+            (part.intent.quoted_usd for part in self.parts.values() if part.intent), Decimal(0)
+        )
+        bought = sum((each.committed_usd for each in self.purchases.values()), Decimal(0))
+        return bought + open_intents + self.abandoned_usd
+
+    @property
+    def current(self) -> list[Purchase]:
+        """The newest generation's batches, by part."""
+        mine = [each for each in self.purchases.values() if each.generation == self.generation]
+        return sorted(mine, key=lambda each: each.part)
+
+    @property
+    def open_batches(self) -> list[Purchase]:
+        """The newest generation's batches that have not ended."""
+        return [each for each in self.current if each.ended is None]
+
+    @property
+    def open_intents(self) -> list[PartState]:
+        """Parts whose purchase may or may not exist."""
+        return [part for part in self.parts.values() if part.intent is not None]
+
+    @property
+    def has_bought(self) -> bool:
+        """True when the newest generation has bought, or may have."""
+        return bool(self.current or self.open_intents)
+
+    def apply(self, entry: Entry) -> None:
+        """Fold one event in."""
+        fact = entry.fact
+        match fact:
+            case events.Opened():
+                self.opened, self.opened_at = fact, entry.at
+                self.fingerprint = fact.fingerprint
+            case events.Claimed():
+                self.claim = fact.attempt
+            case events.GenerationOpened():
+                self._begin_generation(fact)
+            case events.CancelAsked():
+                self.cancel_asked = fact
+            case events.Ended():
+                self.purchases[fact.batch_id].ended = fact
+            case events.Collected():
+                self.purchases[fact.batch_id].collected = fact
+            case _:
+                if fact.generation == self.generation:
+                    self._apply_to_generation(fact, entry.at)
+        self.entry_count = entry.number
+        self.last_at = entry.at
+
+    def _begin_generation(self, fact: events.GenerationOpened) -> None:
+        self.abandoned_usd += sum(
+            (part.intent.quoted_usd for part in self.open_intents if part.intent), Decimal(0)
+        )
+        self.generation = fact.generation
+        self.fingerprint = fact.fingerprint
+        self.manifest = self.built_at = self.quoted = None
+        self.parts = {}
+        self.cancel_asked = self.stopped = self.landed = self.landed_at = None
+
+    def _apply_to_generation(
+        self,
+        fact: events.Built
+        | events.Quoted
+        | events.Uploaded
+        | events.Intended
+        | events.Refused
+        | events.Bought
+        | events.Stopped
+        | events.Landed,
+        at: datetime,
+    ) -> None:
+        match fact:
+            case events.Built():
+                self.manifest, self.built_at = fact.manifest, at
+                count = len(fact.manifest["parts"])
+                self.parts = {index: PartState(index) for index in range(count)}
+            case events.Quoted():
+                self.quoted = fact
+                for quote in fact.quotes:
+                    self.parts[quote.part].quote = quote
+            case events.Stopped():
+                self.stopped = fact
+            case events.Landed():
+                self.landed, self.landed_at = fact, at
+            case _:
+                self._apply_to_part(fact, self.parts[fact.part], at)
+
+    def _apply_to_part(
+        self,
+        fact: events.Uploaded | events.Intended | events.Refused | events.Bought,
+        part: PartState,
+        at: datetime,
+    ) -> None:
+        match fact:
+            case events.Uploaded():
+                part.upload, part.uploaded_at = fact, at
+            case events.Intended():
+                part.intent, part.intended_at = fact, at
+            case events.Refused():
+                part.intent = part.quote = None
+                if fact.drop_upload:
+                    part.upload = None
+            case events.Bought():
+                part.intent = None
+                part.bought, part.bought_at = fact, at
+                self.purchases[fact.batch_id] = Purchase(
+                    fact.generation, fact.part, fact.batch_id, fact.quoted_usd
+                )

@@ -1,0 +1,142 @@
+"""The journal: exclusive, whole, readable by the next version, and never guessed at."""
+
+import json
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from batchrouter.errors import JournalError, StorageError
+from batchrouter.run.events import Claimed, GenerationOpened, Opened
+from batchrouter.run.folder import RunFolder
+from batchrouter.run.journal import Journal, LostRaceError
+
+OPENED = Opened(job_name="label", run_key="k", fingerprint={"key": "a"}, package_version="0")
+
+
+def local(path: Path) -> RunFolder:
+    return RunFolder(fsspec.filesystem("file"), str(path))
+
+
+@pytest.fixture(params=["file", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
+    if request.param == "file":
+        return local(tmp_path / "run")
+    return RunFolder(fsspec.filesystem("memory"), f"/{tmp_path.name}/run")
+
+
+def test_a_second_reader_knows_what_the_first_wrote(folder: RunFolder) -> None:
+    journal = Journal(folder)
+    journal.append(OPENED)
+    journal.append(Claimed(attempt="one"))
+
+    state = Journal(RunFolder(folder.fs, folder.root)).load()
+
+    assert (state.opened, state.claim, state.entry_count) == (OPENED, "one", 2)
+
+
+def test_of_two_writers_of_one_number_the_loser_reads_and_decides_again(folder: RunFolder) -> None:
+    first, second = Journal(folder), Journal(RunFolder(folder.fs, folder.root))
+    first.append(OPENED)
+
+    with pytest.raises(LostRaceError):
+        second.append(OPENED)
+
+    assert second.state.opened == OPENED
+
+
+def test_a_fact_that_still_holds_after_a_lost_race_is_written_under_the_next_number(
+    folder: RunFolder,
+) -> None:
+    first, second = Journal(folder), Journal(RunFolder(folder.fs, folder.root))
+    first.append(OPENED)
+
+    second.append(Claimed(attempt="two"), still=lambda state: state.claim is None)
+
+    assert first.load().claim == "two"
+
+
+def test_twenty_writers_at_once_leave_twenty_numbers(tmp_path: Path) -> None:
+    Journal(local(tmp_path)).append(OPENED)
+
+    def write(token: int) -> None:
+        Journal(local(tmp_path)).append(Claimed(attempt=str(token)), still=lambda _state: True)
+
+    threads = [threading.Thread(target=write, args=(token,)) for token in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    names = sorted(path.name for path in (tmp_path / "journal").iterdir())
+    assert names == [f"{number:06d}.json" for number in range(1, 22)]
+    claims = {
+        json.loads((tmp_path / "journal" / name).read_text())["fact"].get("attempt")
+        for name in names
+    }
+    assert claims == {None, *map(str, range(20))}
+
+
+def test_a_newer_version_is_refused_and_named(folder: RunFolder) -> None:
+    journal = Journal(folder)
+    journal.append(OPENED)
+    entry = {"version": 99, "number": 2, "at": "2026-11-22T00:00:00Z", "fact": {"type": "new"}}
+    folder.create(folder.path("journal", "000002.json"), json.dumps(entry).encode())
+
+    with pytest.raises(JournalError, match="version 99"):
+        Journal(folder).load()
+
+
+def test_a_hole_in_the_history_is_refused(folder: RunFolder) -> None:
+    journal = Journal(folder)
+    for fact in (OPENED, Claimed(attempt="a"), Claimed(attempt="b")):
+        journal.append(fact)
+    folder.fs.rm_file(folder.path("journal", "000002.json"))
+
+    half = Journal(folder)
+    half.load()
+
+    with pytest.raises(JournalError, match="event 2 of 3 is missing"):
+        half.check_whole()
+
+
+def test_a_damaged_event_is_refused_with_its_number(folder: RunFolder) -> None:
+    Journal(folder).append(OPENED)
+    folder.fs.pipe_file(folder.path("journal", "000001.json"), b'{"version": 1, "num')
+
+    with pytest.raises(JournalError, match=r"event 1 .* damaged"):
+        Journal(folder).load()
+
+
+def test_a_full_disk_leaves_no_event(tmp_path: Path) -> None:
+    journal = Journal(local(tmp_path))
+    journal.append(OPENED)
+    full = RunFolder(_FullDisk(), str(tmp_path))
+    late = Journal(full)
+    late.load()
+
+    with pytest.raises(StorageError, match="No space left"):
+        late.append(Claimed(attempt="x"))
+
+    assert Journal(local(tmp_path)).load().claim is None
+
+
+class _FullDisk(LocalFileSystem):
+    """A store that takes nothing more; ENOSPC of a real disk needs a mount of its own."""
+
+    protocol = "full"
+
+    def pipe_file(self, *_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_new_generation_forgets_the_parts_and_keeps_the_money(folder: RunFolder) -> None:
+    journal = Journal(folder)
+    journal.append(OPENED)
+    journal.append(GenerationOpened(generation=1, fingerprint={"key": "b"}, reason="asked"))
+
+    assert journal.state.generation == 1
+    assert journal.state.fingerprint == {"key": "b"}
+    assert journal.state.manifest is None
