@@ -7,7 +7,7 @@ a dead attempt is litter and never a wrong answer.
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ _PRIVATE_DIR = 0o700
 
 
 @contextmanager
-def storage_errors(doing: str) -> Iterator[None]:
+def storage_errors(doing: str) -> Generator[None]:
     """Turn what file systems raise into a StorageError that says what was being done.
 
     FileExistsError and FileNotFoundError pass: they are answers, not failures.

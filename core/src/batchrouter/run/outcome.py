@@ -53,7 +53,8 @@ def look(context: RunContext) -> list[Purchase]:
         batch = _retrieve(context, purchase)
         if batch is None:
             continue
-        counted.append((batch.counts.completed + batch.counts.failed, batch.counts.total))
+        if batch.counts is not None:
+            counted.append((batch.counts.completed + batch.counts.failed, batch.counts.total))
         if batch.is_terminal:
             context.journal.append(
                 _ended(batch),
@@ -91,13 +92,12 @@ def _retrieve(context: RunContext, purchase: Purchase) -> "Batch | None":
 
 
 def _ended(batch: "Batch") -> Ended:
-    settled = batch.settled_total
-    error = batch.error or {}
+    settled, counts, error = batch.settled_total, batch.counts, batch.error
     return Ended(
         batch_id=batch.id,
         state=batch.state,
-        completed=batch.counts.completed,
-        failed=batch.counts.failed,
+        completed=counts.completed if counts else 0,
+        failed=counts.failed if counts else 0,
         settled_usd=settled.amount if settled is not None else None,
         lanes=tuple(
             LaneOutcome(
@@ -110,8 +110,8 @@ def _ended(batch: "Batch") -> Ended:
             )
             for lane in batch.lanes[:_SHOWN_LANES]
         ),
-        error_code=error.get("code"),
-        error_message=error.get("message"),
+        error_code=error.code or f"batch_{batch.state}" if error else None,
+        error_message=error.message if error else None,
     )
 
 

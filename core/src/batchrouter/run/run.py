@@ -100,13 +100,13 @@ class Run:
             ConfigError: A setting is wrong.
         """
         settings = settings or (client.settings if client else Settings.from_env())
-        url = runs_url or settings.runs_url
+        settings = settings.replace(runs_url=runs_url)
         identity = RunIdentity(
-            namespace=settings.namespace or _absolute(url, settings),
+            namespace=settings.identity_namespace,
             job_name=job.name,
             run_key=run_key if limit is None else f"{run_key}~limit-{limit}",
         )
-        folder = RunFolder.below(url, identity.folder, dict(settings.storage_options))
+        folder = RunFolder.below(settings.runs_url, identity.folder, dict(settings.storage_options))
         context = RunContext(
             job=job,
             identity=identity,
@@ -351,8 +351,8 @@ class Run:
         if datetime.now(UTC) >= end_at:
             raise WaitTimeoutError(
                 f"run {self._context.identity.run_key!r} is still waiting for "
-                f"{', '.join(step.batch_ids[:3]) or 'a quote to expire'}. It goes on at the router: "
-                "open the same run key again to wait further."
+                f"{', '.join(step.batch_ids[:3]) or 'a quote to expire'}. It goes on at the "
+                "router: open the same run key again to wait further."
             )
 
     def _until_settled(self, action: Callable[[], object]) -> None:
@@ -404,11 +404,6 @@ class Run:
         return receipt_of(
             context.state, job_name=context.identity.job_name, budget_usd=context.most_usd
         )
-
-
-def _absolute(url: str, settings: Settings) -> str:
-    folder = RunFolder.below(url, "", dict(settings.storage_options))
-    return str(folder.fs.unstrip_protocol(folder.root))
 
 
 def _client_opener(client: "Client | None", settings: Settings) -> "Callable[[], Client]":

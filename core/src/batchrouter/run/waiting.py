@@ -19,7 +19,6 @@ from batchrouter.errors import (
     TransportError,
 )
 from batchrouter.run.watch import AsyncWatcher, WaitMode, Watcher
-from batchrouter.webhooks.inbox import open_inbox
 
 if TYPE_CHECKING:
     from batchrouter.webhooks.inbox import Inbox
@@ -92,7 +91,11 @@ def until(timeout_s: float | None) -> datetime:
 
 
 def _inbox(settings: Settings) -> "Inbox | None":
-    return open_inbox(settings.inbox_url) if settings.inbox_url else None
+    if settings.inbox_url is None:
+        return None
+    from batchrouter.webhooks.inbox import open_inbox  # noqa: PLC0415 - loads SQLAlchemy
+
+    return open_inbox(settings.inbox_url)
 
 
 def _account(settings: Settings) -> str:

@@ -33,7 +33,7 @@ WaitMode = Literal["both", "webhook", "poll"]
 _PAGE = 1000
 _MOST_PAGES = 100
 _FIRST_LOOK_BACK = timedelta(hours=2)
-"""The first list goes back further than any clock skew; later ones use the server's times."""
+"""The first list goes back further than any clock skew; later ones use the server's clock."""
 _OVERLAP = timedelta(seconds=5)
 _LOOK_AGAIN_S = 600.0
 """A batch that no list has shown for so long is read by its id."""
@@ -161,15 +161,19 @@ class WatchBook:
     def _poll(self, now_s: float) -> Cycle:
         since = self._cursor or datetime.now(UTC) - _FIRST_LOOK_BACK
         after: str | None = None
+        server_now: datetime | None = None
         for _ in range(_MOST_PAGES):
             page: BatchPage = yield ListChanged(since, after)
             self._learn_page(page, now_s)
+            server_now = server_now or page.server_now
             ignores_filter = any(
                 each.updated_at is None or each.updated_at < since for each in page.data
             )
             if not page.has_more or page.next_cursor is None or ignores_filter:
                 break
             after = page.next_cursor
+        if server_now is not None:
+            self._cursor = server_now - _OVERLAP
         for batch_id in sorted(self._open()):
             if now_s - self._seen_s.get(batch_id, now_s) > _LOOK_AGAIN_S:
                 yield from self._retrieve(batch_id, now_s)
@@ -179,9 +183,6 @@ class WatchBook:
         for batch in page.data:
             if batch.id in wanted:
                 self._learn(batch, now_s)
-            if batch.updated_at is not None:
-                newest = batch.updated_at - _OVERLAP
-                self._cursor = max(self._cursor or newest, newest)
 
     def _retrieve(self, batch_id: str, now_s: float) -> Cycle:
         batch: Batch | None = yield Retrieve(batch_id)
@@ -202,9 +203,10 @@ def _tell(book: WatchBook, wait: _Wait, listen: Listener | None) -> None:
         return
     batches = [book.known[each] for each in wait.batch_ids if each in book.known]
     if batches:
+        counts = [each.counts for each in batches if each.counts is not None]
         listen(
-            sum(each.counts.completed + each.counts.failed for each in batches),
-            sum(each.counts.total for each in batches),
+            sum(each.completed + each.failed for each in counts),
+            sum(each.total for each in counts),
         )
 
 

@@ -1,0 +1,185 @@
+"""The state machine alone: events in, the next step out; no storage, no network."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from batchrouter.run import events
+from batchrouter.run.decide import Step, decide
+from batchrouter.run.events import Entry, Fact
+from batchrouter.run.identity import RunIdentity
+from batchrouter.run.receipt import receipt_of
+from batchrouter.run.state import RunState
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+def after(*facts: Fact) -> RunState:
+    state = RunState()
+    for number, fact in enumerate(facts, start=1):
+        state.apply(Entry(number=number, at=NOW + timedelta(seconds=number), fact=fact))
+    return state
+
+
+def opened() -> events.Opened:
+    return events.Opened(
+        job_name="label", run_key="k", fingerprint={"request": "a"}, package_version="0"
+    )
+
+
+def built(*item_counts: int, generation: int = 0) -> events.Built:
+    parts = [{"index": i, "item_count": count} for i, count in enumerate(item_counts)]
+    return events.Built(generation=generation, manifest={"parts": parts, "row_count": 9})
+
+
+def intended(part: int = 0, usd: str = "2.00") -> events.Intended:
+    return events.Intended(
+        generation=0,
+        part=part,
+        key=f"key-{part}",
+        body={"quote_id": "q", "metadata": {}},
+        quote_id=f"q{part}",
+        quoted_usd=Decimal(usd),
+        clock_offset_s=0.0,
+    )
+
+
+def bought(part: int = 0, usd: str = "2.00") -> events.Bought:
+    return events.Bought(
+        generation=0,
+        part=part,
+        batch_id=f"batch_{part}",
+        quoted_usd=Decimal(usd),
+        how="accepted",
+    )
+
+
+def ended(part: int = 0, **changes: Any) -> events.Ended:
+    told: dict[str, Any] = {
+        "batch_id": f"batch_{part}",
+        "state": "succeeded",
+        "completed": 3,
+        "failed": 0,
+        "settled_usd": Decimal("1.50"),
+    }
+    return events.Ended(**(told | changes))
+
+
+def collected(part: int = 0) -> events.Collected:
+    return events.Collected(batch_id=f"batch_{part}", artifact_name="a.jsonl", bytes=1, sha256="x")
+
+
+def landed() -> events.Landed:
+    return events.Landed(
+        generation=0, report={"rows": 9, "succeeded": 9, "location": "table/x.parquet"}
+    )
+
+
+def test_a_run_goes_from_build_to_finished() -> None:
+    facts: list[Fact] = [opened()]
+    steps = [decide(after(*facts))]
+    for fact in (built(3), intended(), bought(), ended(), collected(), landed()):
+        facts.append(fact)
+        steps.append(decide(after(*facts)))
+
+    assert steps == [
+        Step.BUILD,
+        Step.BUY,
+        Step.SETTLE,
+        Step.WATCH,
+        Step.COLLECT,
+        Step.LAND,
+        Step.FINISHED,
+    ]
+
+
+def test_an_open_intent_comes_before_every_other_purchase() -> None:
+    assert decide(after(opened(), built(3, 3), intended(part=1))) is Step.SETTLE
+
+
+def test_a_refused_intent_is_bought_with_a_fresh_quote() -> None:
+    refused = events.Refused(generation=0, part=0, quote_id="q0", code="quote_lock_expired")
+
+    state = after(opened(), built(3), intended(), refused)
+
+    assert decide(state) is Step.BUY
+    assert state.committed_usd == 0
+
+
+def test_an_empty_table_is_landed_without_a_purchase() -> None:
+    assert decide(after(opened(), built(0))) is Step.LAND
+
+
+def test_after_a_cancel_nothing_is_bought_and_what_came_is_landed() -> None:
+    cancel = events.CancelAsked(reason="asked")
+    facts: list[Fact] = [opened(), built(3, 3), intended(), bought(), cancel]
+
+    assert decide(after(*facts)) is Step.WATCH
+
+    facts.append(ended(state="cancelled", completed=1))
+    assert decide(after(*facts)) is Step.COLLECT
+    assert decide(after(*facts, collected())) is Step.LAND
+
+
+def test_a_cancel_before_any_purchase_gives_up() -> None:
+    cancel = events.CancelAsked(reason="asked")
+
+    assert decide(after(opened(), cancel)) is Step.GIVE_UP
+    assert decide(after(opened(), built(3), cancel)) is Step.GIVE_UP
+
+
+def test_a_batch_without_results_gives_up_and_leaves_the_table_alone() -> None:
+    failed = ended(state="failed", completed=0, failed=3)
+
+    assert decide(after(opened(), built(3), intended(), bought(), failed)) is Step.GIVE_UP
+
+
+def test_committed_is_settled_of_what_ended_and_quoted_of_what_is_open() -> None:
+    state = after(
+        opened(), built(3, 3, 3), intended(0), bought(0), ended(0), intended(1), bought(1),
+        intended(2, usd="7.00"),
+    )  # fmt: skip
+
+    assert state.committed_usd == Decimal("1.50") + Decimal("2.00") + Decimal("7.00")
+
+
+def test_an_abandoned_intent_still_counts_after_a_rebuy() -> None:
+    again = events.GenerationOpened(generation=1, fingerprint={}, reason="asked")
+
+    state = after(opened(), built(3), intended(usd="7.00"), again)
+
+    assert decide(state) is Step.BUILD
+    assert state.committed_usd == Decimal("7.00")
+
+
+def test_events_of_an_older_generation_change_nothing() -> None:
+    again = events.GenerationOpened(generation=1, fingerprint={}, reason="asked")
+
+    assert decide(after(opened(), built(3), again, built(3), landed())) is Step.BUILD
+
+
+def test_the_receipt_is_small_and_adds_up() -> None:
+    facts = (opened(), built(3), intended(), bought(), ended(), collected(), landed())
+
+    receipt = receipt_of(after(*facts), job_name="label", budget_usd=Decimal(5))
+
+    assert receipt.quoted_usd == Decimal("2.00")
+    assert receipt.settled_usd == Decimal("1.50")
+    assert receipt.outcome == "landed"
+    assert sum(receipt.rows.values()) == receipt.row_count
+    assert receipt.to_dict()["settled_usd"] == "1.50"
+
+
+def test_the_same_identity_buys_under_the_same_key_and_any_other_under_another() -> None:
+    me = RunIdentity("ns", "job", "key")
+
+    keys = {
+        identity.idempotency_key(generation=generation, part=part)
+        for identity in (me, RunIdentity("ns", "jobk", "ey"), RunIdentity("nsj", "ob", "key"))
+        for generation in (0, 1)
+        for part in (0, 1)
+    }
+
+    assert len(keys) == 12
+    assert RunIdentity("ns", "job", "key").idempotency_key(generation=0, part=0) in keys
+    assert all(8 <= len(key) <= 128 for key in keys)
