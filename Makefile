@@ -1,0 +1,63 @@
+# The commands of this repo. A fresh machine needs Python 3.11 or newer, pip and make: each target
+# sets up `.venv` itself, from tests/constraints/core.txt, and does so again only when that changed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+ARGS   ?=
+
+BIN         := $(VENV)/bin
+READY       := $(VENV)/.ready-core
+CONSTRAINTS := tests/constraints/core.txt
+# Two workers: what CI has. Each test may still start a router of its own.
+PYTEST      := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench drills constraints setup clean
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## the whole story on a bundled table: no account, no network, under a minute
+	@$(BIN)/batchrouter demo $(ARGS)
+
+test: $(READY) ## unit, router and end-to-end tests, and every example in a docstring; ARGS="-k name"
+	$(PYTEST) -m "not drill and not bench" core/src tests $(ARGS)
+
+check: $(READY) ## lint, format, types (pyright strict) and the layers between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(READY) ## put the code into the house's format and mend what lint can mend
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+bench: $(READY) ## speed and memory, measured; prints a table
+	$(BIN)/python -m pytest -n 0 -m bench -s tests/benchmarks $(ARGS)
+
+drills: $(READY) ## the long kill and fault runs: every kill point, every lost reply
+	$(PYTEST) -m drill --timeout 1800 tests $(ARGS)
+
+constraints: $(BIN)/uv ## renew the tested versions in tests/constraints/ (asks the package index)
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--quiet --output-file $(CONSTRAINTS)
+
+setup: $(READY) ## only set up .venv
+
+clean: ## remove what the targets made: .venv, caches, builds
+	rm -rf $(VENV) .nox .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find core tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/uv:
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is too old: Python 3.11 or newer is needed (make PYTHON=/path/to/python)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
+
+$(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint $(CONSTRAINTS) \
+		--build-constraint $(CONSTRAINTS) --group dev --editable '.[all]'
+	@touch $@

@@ -1,0 +1,47 @@
+"""The same tests in other environments: newest and lowest versions, every Python we promise.
+
+`make test` runs the tested versions; these sessions ask what else they hold for:
+
+    nox -s core                  the tested versions, on 3.11 to 3.13 where present
+    nox -s newest                what the package index gives today
+    nox -s lowest                the oldest versions that pyproject.toml declares
+
+Each orchestrator joins with its own member folder and constraints: a new entry in `MEMBERS`.
+"""
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["core"]
+nox.options.error_on_missing_interpreters = False
+
+MEMBERS = {"core": (".[all]", ["core/src", "tests/core", "tests/server"])}
+"""What to install and what to test, by the name of its file in tests/constraints/."""
+
+OLDEST, *NEWER = ["3.11", "3.12", "3.13"]
+
+
+def _test(session: nox.Session, member: str, *how_to_resolve: str) -> None:
+    requirement, paths = MEMBERS[member]
+    session.install("--group", "test", "--editable", requirement, *how_to_resolve)
+    session.run("pytest", "-n", "2", "-m", "not drill and not bench", *paths, *session.posargs)
+
+
+@nox.session(python=[OLDEST, *NEWER])
+def core(session: nox.Session) -> None:
+    """Test with the versions of tests/constraints/core.txt."""
+    _test(session, "core", "--constraint", "tests/constraints/core.txt")
+
+
+@nox.session(python=OLDEST)
+@nox.parametrize("member", sorted(MEMBERS))
+def newest(session: nox.Session, member: str) -> None:
+    """Test with what the package index gives today."""
+    _test(session, member, "--upgrade")
+
+
+@nox.session(python=OLDEST)
+@nox.parametrize("member", sorted(MEMBERS))
+def lowest(session: nox.Session, member: str) -> None:
+    """Test with the lowest versions that pyproject.toml declares."""
+    _test(session, member, "--resolution", "lowest-direct")
