@@ -81,12 +81,10 @@ class Plan:
             True
         """
         data = json.loads(text)
-        return cls(**{
-            **data,
-            "models": tuple(data["models"]),
-            "lanes": tuple(PlannedLane(**lane) for lane in data["lanes"]),
-            "fallback_order": tuple(Fallback(**item) for item in data["fallback_order"]),
-        })
+        data["models"] = tuple(data["models"])
+        data["lanes"] = tuple(PlannedLane(**lane) for lane in data["lanes"])
+        data["fallback_order"] = tuple(Fallback(**item) for item in data["fallback_order"])
+        return cls(**data)
 
     def lanes_for(self, item_count: int) -> tuple[PlannedLane, ...]:
         """Cut the ranges to a manifest that holds fewer items than were quoted.
@@ -95,7 +93,8 @@ class Plan:
 
         Example:
             >>> lane = PlannedLane("q", "p", "m", "eu", 0, 10, 1, 1, 100, 5)
-            >>> Plan("responses", ("m",), None, 590, 5, 5, 5, (lane,), ()).lanes_for(4)[0].item_count
+            >>> plan = Plan("responses", ("m",), None, 590, 5, 5, 5, (lane,), ())
+            >>> plan.lanes_for(4)[0].item_count
             4
         """
         return tuple(
