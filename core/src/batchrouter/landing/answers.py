@@ -1,0 +1,108 @@
+"""The merge: for each row that was sent, its line of the artifact.
+
+The artifact comes in manifest order (contract section 6), so the next line is the next row's,
+and one comparison of item ids says so. The item id alone decides: it is a hash of the row's
+key that we made, while `sequence_no` is only a place. At the first line that is not the next
+row's, the rest of the part goes by the index on disk; the rows before it stand, because the
+first readable line of an item counts on either path.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import IO, Self, cast
+
+import fsspec
+
+from batchrouter.errors import LandingError
+from batchrouter.landing.disorder import find_by_index
+from batchrouter.landing.envelope import Envelope, UnreadableLineError, read_line
+from batchrouter.landing.lines import CHUNK_BYTES, read_lines
+from batchrouter.landing.rejects import Rejects
+from batchrouter.landing.snapshot import Snapshot
+
+
+class Answers:
+    """The lines of one part's artifact, asked for row by row; a context manager.
+
+    Args:
+        fs: The run's filesystem.
+        artifact_path: The artifact; None when nothing came.
+        snapshot: The part's rows, read again only when the artifact is out of order.
+        rejects: Takes the lines that land nowhere.
+    """
+
+    def __init__(
+        self,
+        fs: fsspec.AbstractFileSystem,
+        artifact_path: str | None,
+        snapshot: Snapshot,
+        rejects: Rejects,
+    ) -> None:
+        self._fs = fs
+        self._artifact_path = artifact_path
+        self._snapshot = snapshot
+        self._rejects = rejects
+        self._rows_done = 0
+        self._by_index: Iterator[Envelope | None] | None = None
+        self._stack = ExitStack()
+        self._lines: Iterator[tuple[int, bytes]] = iter(())
+        if artifact_path is not None:
+            file = cast("IO[bytes]", fs.open(artifact_path, "rb", block_size=CHUNK_BYTES))
+            self._lines = read_lines(self._stack.enter_context(file))
+
+    def next_for(self, item_id: str) -> Envelope | None:
+        """Give the line of the next row that was sent, None when it has none."""
+        if self._by_index is None:
+            found = next(self._lines, None)
+            if found is None:
+                return None
+            at_byte, raw = found
+            line = _readable(raw)
+            if line is not None and line.customer_item_id == item_id:
+                self._rows_done += 1
+                return line
+            self._by_index = self._index(at_byte)
+        return next(self._by_index)
+
+    def finish(self) -> None:
+        """Sort out the lines that are left when every row was asked for."""
+        if self._by_index is None:
+            found = next(self._lines, None)
+            if found is None:
+                return
+            self._by_index = self._index(found[0])
+        if any(True for _ in self._by_index):
+            raise LandingError("landing asked for fewer rows than were sent; nothing was committed")
+
+    def _index(self, from_byte: int) -> Iterator[Envelope | None]:
+        assert self._artifact_path is not None
+        found = find_by_index(
+            self._fs,
+            self._artifact_path,
+            from_byte=from_byte,
+            item_ids=self._snapshot.sent_item_ids(),
+            rows_done=self._rows_done,
+            rejects=self._rejects,
+        )
+        self._stack.callback(found.close)
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+
+def _readable(raw: bytes) -> Envelope | None:
+    try:
+        return read_line(raw)
+    except UnreadableLineError:
+        # The index reads the line again, and quarantines it.
+        return None

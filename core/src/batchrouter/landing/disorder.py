@@ -1,0 +1,173 @@
+"""The other path: lines in any order are found by item id through an index on disk.
+
+DuckDB joins ids to offsets, and spills; the lines themselves stay in the artifact, and are read
+from their offsets in row order by the same parser. So the rows are the same as on the ordered
+path, and memory does not grow with the part.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from batchrouter.errors import LandingError, MissingExtraError
+from batchrouter.landing.envelope import Envelope, UnreadableLineError, read_line
+from batchrouter.landing.lines import read_lines
+from batchrouter.landing.rejects import Rejects
+
+_ROWS_A_CHUNK = 65_536
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "memory_limit": "256MB",
+    "threads": 2,
+    "preserve_insertion_order": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+
+_FIRSTS = """
+    CREATE TABLE firsts AS
+    SELECT item_id, min(at_byte) AS at_byte, arg_min(size_bytes, at_byte) AS size_bytes
+    FROM lines GROUP BY item_id
+"""
+_REJECTED = """
+    SELECT lines.at_byte, lines.size_bytes, rows.position IS NULL
+    FROM lines JOIN firsts USING (item_id) LEFT JOIN rows USING (item_id)
+    WHERE rows.position IS NULL OR rows.position < ? OR lines.at_byte <> firsts.at_byte
+    ORDER BY lines.at_byte
+"""
+_IN_ROW_ORDER = """
+    SELECT firsts.at_byte, firsts.size_bytes
+    FROM rows LEFT JOIN firsts USING (item_id)
+    WHERE rows.position >= ?
+    ORDER BY rows.position
+"""
+
+
+def find_by_index(
+    fs: fsspec.AbstractFileSystem,
+    artifact_path: str,
+    *,
+    from_byte: int,
+    item_ids: Iterable["pa.Array[Any]"],
+    rows_done: int,
+    rejects: Rejects,
+) -> Generator[Envelope | None, None, None]:
+    """Yield for each row from `rows_done` on its first readable line, None without one.
+
+    Lines before `from_byte` belong to the rows that are done. Of the lines from there on, those
+    that cannot be read, whose id is of no row, or whose row already has a line are rejected.
+    The index is in a temporary folder (TMPDIR), about 50 bytes a line, and is removed when the
+    iterator ends or is closed.
+
+    Raises:
+        LandingError: The index cannot be written, for want of room for instance.
+        MissingExtraError: DuckDB is not installed.
+    """
+    try:
+        import duckdb  # noqa: PLC0415 - loads only where an artifact is out of order
+    except ImportError:
+        raise MissingExtraError.for_extra(
+            "tables", needed_for="landing an artifact that is out of order"
+        ) from None
+    with tempfile.TemporaryDirectory(prefix="batchrouter-landing-") as folder:
+        spill = Path(folder)
+        try:
+            local_path = _local(fs, artifact_path, spill)
+            with duckdb.connect(str(spill / "index.duckdb"), config=_SETTINGS) as index:
+                index.execute("SET temp_directory = ?", [str(spill / "spill")])
+                _fill(index, local_path, from_byte, item_ids, rejects)
+                yield from _matched(index, local_path, rows_done, rejects)
+        except duckdb.Error as error:
+            raise LandingError(f"an artifact out of order cannot be indexed: {error}") from error
+
+
+def _local(fs: fsspec.AbstractFileSystem, artifact_path: str, spill: Path) -> Path:
+    if isinstance(fs, LocalFileSystem):
+        return Path(artifact_path)
+    copy = spill / "artifact.jsonl"
+    with cast("Any", fs.open(artifact_path, "rb")) as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+    return copy
+
+
+def _fill(
+    index: Any,
+    local_path: Path,
+    from_byte: int,
+    item_ids: Iterable["pa.Array[Any]"],
+    rejects: Rejects,
+) -> None:
+    index.execute("CREATE TABLE rows (position BIGINT, item_id VARCHAR)")
+    index.execute("CREATE TABLE lines (item_id VARCHAR, at_byte BIGINT, size_bytes BIGINT)")
+    position = 0
+    for ids in item_ids:
+        positions = pa.array(range(position, position + len(ids)), pa.int64())
+        _insert(index, "rows", {"position": positions, "item_id": ids})
+        position += len(ids)
+    found: list[tuple[str, int, int]] = []
+    with local_path.open("rb") as file:
+        for at_byte, raw in read_lines(file, from_byte=from_byte):
+            try:
+                item_id = cast("str", read_line(raw).customer_item_id)
+            except UnreadableLineError as error:
+                rejects.add("unreadable", at_byte, raw, str(error))
+                continue
+            found.append((item_id, at_byte, len(raw)))
+            if len(found) == _ROWS_A_CHUNK:
+                _insert_lines(index, found)
+                found.clear()
+    _insert_lines(index, found)
+    index.execute(_FIRSTS)
+
+
+def _insert_lines(index: Any, found: list[tuple[str, int, int]]) -> None:
+    if found:
+        ids, offsets, sizes = zip(*found, strict=True)
+        columns = {
+            "item_id": pa.array(ids, pa.string()),
+            "at_byte": pa.array(offsets, pa.int64()),
+            "size_bytes": pa.array(sizes, pa.int64()),
+        }
+        _insert(index, "lines", columns)
+
+
+def _insert(index: Any, table: str, columns: Mapping[str, "pa.Array[Any]"]) -> None:
+    index.register("chunk", pa.table(dict(columns)))
+    index.execute(f"INSERT INTO {table} SELECT * FROM chunk")  # noqa: S608 - our two names
+    index.unregister("chunk")
+
+
+def _matched(
+    index: Any, local_path: Path, rows_done: int, rejects: Rejects
+) -> Iterator[Envelope | None]:
+    with _reading(local_path) as file:
+        for at_byte, size_bytes, is_unknown in _rows(index, _REJECTED, rows_done):
+            raw = os.pread(file, size_bytes, at_byte)
+            if is_unknown:
+                rejects.add("unknown", at_byte, raw, "the item id is of no row of this part")
+            else:
+                rejects.add("duplicate", at_byte, raw, "the item already has a line")
+        for at_byte, size_bytes in _rows(index, _IN_ROW_ORDER, rows_done):
+            yield None if at_byte is None else read_line(os.pread(file, size_bytes, at_byte))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Generator[int, None, None]:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _rows(index: Any, query: str, rows_done: int) -> Iterator[tuple[Any, ...]]:
+    answer = index.execute(query, [rows_done])
+    while rows := answer.fetchmany(_ROWS_A_CHUNK):
+        yield from rows

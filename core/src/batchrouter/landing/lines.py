@@ -1,0 +1,60 @@
+"""Lines of a file with their byte offsets, in flat memory.
+
+The file is read in pieces of 8 MiB that are cut at line ends, so that a line is copied twice
+at most and the peak does not depend on the file.
+"""
+
+from collections.abc import Iterator
+from typing import IO
+
+CHUNK_BYTES = 8 << 20
+
+MAX_LINE_BYTES = 64 << 20
+"""A longer line is no answer to a line of 1 MiB (contract section 2); it is given in pieces."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_lines(file: IO[bytes], *, from_byte: int = 0) -> Iterator[tuple[int, bytes]]:
+    r"""Yield each line that is not blank, with the offset of its first byte.
+
+    A byte order mark at the start of the file is passed over. A last line without its newline
+    is yielded like any other: whether it is cut short is for the parser to find. A line longer
+    than `MAX_LINE_BYTES` comes in pieces, none of which parses.
+
+    Args:
+        file: Seekable; it is left at its end.
+        from_byte: The offset of a line's first byte.
+
+    Example:
+        >>> import io
+        >>> list(read_lines(io.BytesIO(b'{"a":1}\n\n{"a":2}')))
+        [(0, b'{"a":1}'), (9, b'{"a":2}')]
+    """
+    file.seek(from_byte)
+    at_byte = from_byte
+    begun = b""
+    while chunk := file.read(CHUNK_BYTES):
+        whole, newline, rest = chunk.rpartition(b"\n")
+        if newline:
+            yield from _split(begun + whole, at_byte)
+            at_byte += len(begun) + len(whole) + 1
+            begun = rest
+        elif len(begun) < MAX_LINE_BYTES:
+            begun += chunk
+        else:
+            yield at_byte, begun
+            at_byte += len(begun)
+            begun = chunk
+    yield from _split(begun, at_byte)
+
+
+def _split(lines: bytes, at_byte: int) -> Iterator[tuple[int, bytes]]:
+    for line in lines.split(b"\n"):
+        if line and not line.isspace():
+            if at_byte == 0 and line.startswith(_BOM):
+                if line[len(_BOM) :].strip():
+                    yield len(_BOM), line[len(_BOM) :]
+            else:
+                yield at_byte, line
+        at_byte += len(line) + 1

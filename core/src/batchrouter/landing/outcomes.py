@@ -1,0 +1,118 @@
+"""What became of one row: its status, and why.
+
+=================  ==============================================================================
+`_status`          when
+=================  ==============================================================================
+`succeeded`        the line has an answer of the kind that the job asked for. A text that the
+                   output cap cut has `_error_code` `output_truncated`, as a warning
+`failed`           the line has an error, whose code and message are kept; or the whole batch
+                   failed and has no line (`batch_failed`)
+`invalid_output`   the answer is there, was paid for, and is something else; it is in
+                   `_raw_output`, and `_error_message` names the path of the first error
+`missing`          the row was sent, and no readable line names it; the code says how the batch
+                   ended (`cancelled`, `expired`), else `no_line`
+`skipped`          the row was not sent; `_error_message` says why
+=================  ==============================================================================
+"""
+
+from typing import Any
+
+import msgspec
+
+from batchrouter.landing.bodies import UnusableError
+from batchrouter.landing.envelope import REPLACED, Envelope, tokens
+from batchrouter.landing.outputs import OutputReader
+from batchrouter.landing.report import PartToLand
+
+_USD = frozenset({None, "usd", "USD"})
+
+
+class Outcome(msgspec.Struct, gc=False):
+    """One landed row's own columns; `value` is for the output's columns."""
+
+    status: str
+    code: str | None = None
+    message: str | None = None
+    raw: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: str | None = None
+    completed_at: str | None = None
+    value: Any = None
+
+
+def outcome_of(line: Envelope, reader: OutputReader) -> Outcome:
+    """Judge one line.
+
+    Example:
+        >>> from batchrouter.landing.envelope import read_line
+        >>> from batchrouter.landing.outputs import TextReader
+        >>> line = read_line(b'{"customer_item_id": "a", "output": {"content": "yes"}}')
+        >>> outcome_of(line, TextReader()).value
+        'yes'
+    """
+    told_in, told_out = tokens(line.usage)
+    cost = line.cost
+    outcome = Outcome(
+        "succeeded",
+        provider=line.provider,
+        model=line.provider_model,
+        input_tokens=told_in,
+        output_tokens=told_out,
+        cost_usd=cost.amount if cost is not None and cost.currency in _USD else None,
+        completed_at=line.completed_at,
+    )
+    failure = line.failure
+    if failure is not None:
+        outcome.status = "failed"
+        outcome.code, outcome.message = failure
+        return outcome
+    try:
+        read = reader.read(line.output)
+    except UnusableError as error:
+        outcome.status = "invalid_output"
+        outcome.code, outcome.message, outcome.raw = error.code, str(error), error.raw
+        return outcome
+    if line.is_altered:
+        _set_altered(outcome, line)
+        return outcome
+    outcome.value = read.value
+    if read.is_cut:
+        outcome.code = "output_truncated"
+        outcome.message = "the output cap cut the text"
+    return outcome
+
+
+def _set_altered(outcome: Outcome, line: Envelope) -> None:
+    outcome.status = "invalid_output"
+    outcome.code = "invalid_unicode"
+    outcome.message = f"a lone surrogate stands in the line; {REPLACED} replaces it"
+    outcome.raw = bytes(line.output).decode(errors="replace")
+
+
+def outcome_without_line(part: PartToLand) -> Outcome:
+    """Say why a row that was sent has no line.
+
+    Example:
+        >>> part = PartToLand(0, "rows.parquet", 1, batch_state="expired")
+        >>> outcome_without_line(part).code
+        'expired'
+    """
+    state = "cancelled" if part.batch_state == "canceled" else part.batch_state
+    told = ": ".join(filter(None, part.batch_error or ()))
+    if state == "failed":
+        return Outcome("failed", "batch_failed", told or "the batch failed and told no reason")
+    if state in {"cancelled", "expired"}:
+        return Outcome(
+            "missing", state, told or f"the batch ended {state} before this item was done"
+        )
+    if part.artifact_path is None:
+        return Outcome("missing", "no_artifact", told or "no artifact came for this part")
+    return Outcome("missing", "no_line", "no readable line of the artifact names this item")
+
+
+def outcome_of_skipped(reason: str | None) -> Outcome:
+    """Keep the build's reason for not sending a row."""
+    return Outcome("skipped", "skipped", reason)

@@ -1,0 +1,226 @@
+"""A Parquet directory: one folder a run in it, with one file that is replaced atomically.
+
+    <table>/<job>--<run>/rows.parquet
+    <parent of the table>/.<table>.staging/<job>--<run>/<random>.tmp
+
+Readers that glob see the old file or the new one, never both and never a half: locally the file
+is written beside the table, synced, and renamed over the old one; on an object store it is
+spooled to a local temporary file and put in one request, which such stores apply as a whole.
+No name in the table starts with ``_`` (pyarrow passes over those) or holds ``=`` (readers would
+make a column of it), and the staging folder is outside, as ``**`` globs read hidden folders too.
+Of two landings of one run at a time the last to begin wins; the other fails and changes nothing.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from batchrouter.errors import ConfigError, SinkError
+from batchrouter.killpoints import reached
+from batchrouter.landing.report import LandingIdentity
+from batchrouter.landing.sinks import Commit
+from batchrouter.landing.sinks.columns import differences, stored
+
+FILE_NAME = "rows.parquet"
+
+_GROUP_ROWS = 131_072
+_GROUP_BYTES = 32 << 20
+"""A row group is the sink's share of the peak memory, and the least that a reader reads."""
+
+_ZSTD_LEVEL = 1
+"""Writing at level 1 costs a tenth of decoding; higher levels are for tables read for years."""
+
+_NO_WHOLE_PUT = frozenset({"sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs", "arrow_hdfs"})
+_SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
+
+
+class ParquetSink:
+    """A directory of Parquet files, local or on an object store.
+
+    Args:
+        url: The table's root, a path or an fsspec URL.
+        storage_options: Given to the filesystem; never shown.
+
+    Raises:
+        ConfigError: The URL's filesystem is unknown, not installed, or cannot replace a file as
+            a whole.
+
+    Example:
+        >>> ParquetSink("s3://lake/tickets")  # doctest: +SKIP
+        ParquetSink('s3://lake/tickets')
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        try:
+            fs, root = fsspec.core.url_to_fs(url, **(storage_options or {}))
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"sink {_masked(url)}: {error}") from error
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+        if protocols & _NO_WHOLE_PUT:
+            raise ConfigError(
+                f"sink {_masked(url)}: such a store cannot replace a file as a whole, so readers"
+                " could see half a table; name a local path or an object store"
+            )
+        self._fs: fsspec.AbstractFileSystem = fs
+        self._root = cast("str", root).rstrip("/")
+        self._is_local = isinstance(fs, LocalFileSystem)
+        self.location = self._root if self._is_local else _masked(url).rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"ParquetSink({self.location!r})"
+
+    def current_schema(self, identity: LandingIdentity) -> pa.Schema | None:
+        """Give the columns of the table's other runs, None when there is no other.
+
+        Raises:
+            SinkError: The table cannot be read.
+        """
+        own = f"{self._root}/{_folder(identity)}/"
+        with self._refusing("cannot be read"):
+            self._fs.invalidate_cache()
+            found = sorted(str(each) for each in self._fs.find(self._root))
+            others = (each for each in found if each.endswith(".parquet"))
+            other = next((each for each in others if not each.startswith(own)), None)
+            if other is None:
+                return None
+            with self._fs.open(other, "rb") as file:
+                return pq.read_schema(cast("Any", file))
+
+    def check(self, schema: pa.Schema, identity: LandingIdentity) -> None:
+        """See that the other runs have the same columns; order does not matter.
+
+        Raises:
+            SinkError: They have not, and the message names the columns; or the table cannot be
+                read.
+        """
+        table = self.current_schema(identity)
+        told = differences(table, stored(schema)) if table is not None else []
+        if told:
+            raise SinkError(
+                f"the table {self.location} has other columns: {'; '.join(told)}. Nothing was"
+                " written: name another sink, or make the job's columns those of the table"
+            )
+
+    def write(
+        self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, identity: LandingIdentity
+    ) -> Commit:
+        """Write the run's file beside the table and put it in its place; see `Sink.write`.
+
+        Raises:
+            SinkError: No room, no permission, other columns, or a newer landing of this run has
+                taken over. The table is as it was.
+        """
+        folder = _folder(identity)
+        reached("landing.before_write")
+        with self._refusing("cannot be written"), self._staged(folder) as staged:
+            rows = _write_file(staged, batches, schema)
+            size_bytes = staged.stat().st_size
+            self.check(schema, identity)
+            reached("landing.before_commit")
+            self._commit(staged, f"{self._root}/{folder}")
+        reached("landing.after_commit")
+        return Commit(f"{self.location}/{folder}/{FILE_NAME}", rows, size_bytes)
+
+    @contextlib.contextmanager
+    def _staged(self, folder: str) -> Generator[Path, None, None]:
+        """Give a place to write to, and leave nothing there, of earlier landings neither."""
+        if not self._is_local:
+            with tempfile.TemporaryDirectory(prefix="batchrouter-landing-") as temporary:
+                yield Path(temporary) / FILE_NAME
+            return
+        root = Path(self._root)
+        staging = root.parent / f".{root.name}.staging"
+        own = staging / folder
+        own.mkdir(parents=True, exist_ok=True)
+        for left in own.iterdir():
+            left.unlink(missing_ok=True)
+        staged = own / f"{secrets.token_hex(8)}.tmp"
+        try:
+            yield staged
+        finally:
+            staged.unlink(missing_ok=True)
+            for emptied in (own, staging):
+                with contextlib.suppress(OSError):
+                    emptied.rmdir()
+
+    def _commit(self, staged: Path, folder: str) -> None:
+        if not self._is_local:
+            self._fs.put_file(str(staged), f"{folder}/{FILE_NAME}")
+            self._fs.invalidate_cache()
+            return
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        _sync(staged)
+        staged.replace(place / FILE_NAME)
+        _sync(place)
+
+    @contextlib.contextmanager
+    def _refusing(self, what: str) -> Generator[None, None, None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise SinkError(
+                f"the table {self.location} {what}: {error}. The table is as it was"
+            ) from error
+
+
+def _write_file(path: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> int:
+    rows = 0
+    group: list[pa.RecordBatch] = []
+    group_rows = group_bytes = 0
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", compression_level=_ZSTD_LEVEL
+    ) as writer:
+        for batch in batches:
+            group.append(batch)
+            group_rows += len(batch)
+            group_bytes += batch.nbytes
+            if group_rows >= _GROUP_ROWS or group_bytes >= _GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(group, schema), group_rows)
+                reached("landing.mid_write")
+                rows += group_rows
+                group, group_rows, group_bytes = [], 0, 0
+        if group:
+            writer.write_table(pa.Table.from_batches(group, schema), group_rows)
+    return rows + group_rows
+
+
+def _folder(identity: LandingIdentity) -> str:
+    """Name the run's folder; a hash replaces what would not be safe as a name.
+
+    Example:
+        >>> _folder(LandingIdentity("label", "2026-11-22", "2026-11-22-0a1b2c"))
+        'label--2026-11-22-0a1b2c'
+    """
+    return f"{_safe(identity.job_name)}--{_safe(identity.run_slug)}"
+
+
+def _safe(name: str) -> str:
+    if _SAFE_NAME.match(name):
+        return name
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
+    return f"x{plain}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def _masked(url: str) -> str:
+    return _CREDENTIALS.sub("", url)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,60 @@
+"""The row snapshot of a part: what was sent, in source order, with the columns to carry on."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from batchrouter.errors import LandingError
+
+_BUFFER_BYTES = 1 << 20
+_OWN = ("_row", "_line", "_item_id", "_request_hash", "_skip_reason")
+
+
+class Snapshot:
+    """One part's snapshot, read in batches; opening it reads only its footer.
+
+    Args:
+        fs: The run's filesystem.
+        path: The Parquet file.
+        carried: Names of the key and kept columns, in the table's order.
+
+    Raises:
+        LandingError: A column is not there.
+    """
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, carried: Sequence[str]) -> None:
+        self._fs = fs
+        self._path = path
+        with self._open() as file:
+            schema = file.schema_arrow
+            self.row_count: int = file.metadata.num_rows
+        absent = [name for name in (*_OWN, *carried) if name not in schema.names]
+        if absent:
+            raise LandingError(
+                f"the row snapshot {path} has no column {', '.join(absent)}; build the run again"
+            )
+        # Only names and types: a source's metadata must not make two runs' tables differ.
+        self.carried = [pa.field(name, schema.field(name).type) for name in carried]
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield batches of at most so many rows, in source order."""
+        columns = [*_OWN, *(field.name for field in self.carried)]
+        with self._open() as file:
+            yield from file.iter_batches(rows, columns=columns, use_threads=False)
+
+    def sent_item_ids(self) -> Iterator["pa.Array[Any]"]:
+        """Yield the item ids of the rows that were sent, in the order of their lines."""
+        with self._open() as file:
+            for batch in file.iter_batches(columns=["_line", "_item_id"], use_threads=False):
+                yield batch.column("_item_id").filter(pc.is_valid(batch.column("_line")))
+
+    def _open(self) -> pq.ParquetFile:
+        is_local = isinstance(self._fs, LocalFileSystem)
+        where = self._path if is_local else cast("Any", self._fs.open(self._path, "rb"))
+        # pre_buffer=True, the default, would hold the whole compressed file.
+        return pq.ParquetFile(where, pre_buffer=False, buffer_size=_BUFFER_BYTES)
