@@ -77,11 +77,26 @@ class LaneProgress(msgspec.Struct, frozen=True):
 
 
 class Lane(Protocol):
-    """One provider and model in one region. Methods block; the engine calls them in threads."""
+    """One provider and model in one region. Methods block; the engine calls them in threads.
 
-    @property
-    def retry_first_s(self) -> float:
-        """Mean wait before the first retry of an item, in seconds; each next one is doubled."""
+    Attributes:
+        provider: The provider's name, as artifacts show it.
+        model: What the provider calls the model, as artifacts show it.
+        remembers: True when `find` is certain to tell what the provider has accepted.
+        retry_first_s: Mean wait before the first retry of an item; each next one is doubled.
+    """
+
+    provider: str
+    model: str
+    remembers: bool
+    retry_first_s: float
+
+    def worst_case(self, item: LaneItem) -> tuple[int, int]:
+        """Return the most input and output tokens that the lane can bill for an item.
+
+        A lane that cannot know more than the contract does (section 5) answers the bytes of the
+        body and the item's output cap.
+        """
         ...
 
     def find(self, key: str) -> str | None:

@@ -1,21 +1,17 @@
 """A provider that does not exist: deterministic, schema-true, and always marked as simulated.
 
 What an item is answered depends on the seed, the item's content and its attempt, and on
-nothing else. The provider's own memory is one append-only file with a line for each accepted
-submission: it survives the router's death, as a real provider's memory would, and tells a test
-what was sent how often.
+nothing else: a batch that is sent by another process, in other chunks, gets the same answers.
 """
 
 import base64
 import hashlib
-import json
 import math
-import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -23,12 +19,17 @@ import msgspec
 from batchrouter.server.lanes import shapes
 from batchrouter.server.lanes.generating import Drawing, SchemaGenerator, UnsupportedSchemaError
 from batchrouter.server.lanes.lane import LaneAnswer, LaneItem, LaneProgress
+from batchrouter.server.lanes.submissions import SubmissionLog
 
 __all__ = ["SimulatedLane", "SimulatedOptions"]
 
 #: Bytes of JSON that make one token. English text has about 4.5 bytes a token in the public
 #: tokenizers; fewer tokens than the usual estimate of 4 keeps quotes on the safe side.
 BYTES_PER_TOKEN = 4.5
+
+#: The most output tokens that an item is billed for: replies are short. It is what quotes assume
+#: when they are told nothing, so that a batch of one item fits under its quote.
+MAX_OUTPUT_TOKENS = 64
 
 _DEFAULT_DIMENSIONS = {"text-embedding-3-large": 3072}
 _USUAL_DIMENSIONS = 1536
@@ -69,45 +70,25 @@ class SimulatedOptions:
         Raises:
             ValueError: An option is unknown, or a rate is not between 0 and 1; names it.
         """
-        known = cls.__dataclass_fields__
+        read: dict[str, Any] = {}
         for name, value in options.items():
-            if name not in known:
-                raise ValueError(f"options.{name}: unknown; there is {', '.join(known)}")
-            wants_bool = name == "is_down"
-            if wants_bool is not isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(
-                    f"options.{name}: {value!r} is not a {'bool' if wants_bool else 'number'}"
-                )
-            if value < 0 or (name.endswith("_rate") and value > 1):
-                raise ValueError(f"options.{name}: {value!r} is out of range")
-        return cls(**options)
+            if name not in cls.__dataclass_fields__:
+                there_is = ", ".join(cls.__dataclass_fields__)
+                raise ValueError(f"options.{name}: unknown; there is {there_is}")
+            read[name] = _option(name, value)
+        return cls(**read)
 
 
-@dataclass(slots=True)
-class _Ledger:
-    """The provider's memory: submission key to the moment it was accepted (Unix seconds)."""
-
-    path: Path
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    accepted_at: dict[str, float] = field(default_factory=dict[str, float])
-
-    def load(self) -> None:
-        if self.path.exists():
-            for line in self.path.read_bytes().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue  # the last line of a process that died while writing it
-                self.accepted_at[entry["key"]] = entry["accepted_at"]
-
-    def add(self, key: str, sequence_numbers: list[int]) -> None:
-        with self.lock:
-            now = time.time()
-            entry = {"key": key, "accepted_at": now, "items": _ranges(sequence_numbers)}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as ledger:
-                ledger.write(_encode(entry) + b"\n")
-            self.accepted_at[key] = now
+def _option(name: str, value: Any) -> Any:
+    if name == "is_down":
+        if not isinstance(value, bool):
+            raise ValueError(f"options.{name}: {value!r} is neither true nor false")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError(f"options.{name}: {value!r} is not a number")  # noqa: TRY004 - callers turn ValueError into a config error
+    if value < 0 or (name.endswith("_rate") and value > 1):
+        raise ValueError(f"options.{name}: {value!r} is out of range")
+    return int(value) if name == "seed" else float(value)
 
 
 class SimulatedLane:
@@ -117,28 +98,28 @@ class SimulatedLane:
         provider: The provider's name; ``simulated-`` is put before it where it is missing.
         model: The provider's name of the model.
         options: See `SimulatedOptions`.
-        ledger_path: The provider's memory; one file may serve several models.
+        submissions: The provider's memory; it may serve several models.
     """
 
     def __init__(
-        self, provider: str, model: str, options: SimulatedOptions, ledger_path: Path
+        self, provider: str, model: str, options: SimulatedOptions, submissions: SubmissionLog
     ) -> None:
         self.provider = provider if provider.startswith("simulated-") else f"simulated-{provider}"
         self.model = model
+        self.remembers = True
+        self.retry_first_s = options.retry_first_s
         self._options = options
-        self._ledger = _Ledger(ledger_path)
-        self._ledger.load()
+        self._submissions = submissions
         self._generators: dict[bytes, SchemaGenerator | UnsupportedSchemaError] = {}
         self._seed = f"{options.seed}/{self.provider}/{model}/".encode()
 
-    @property
-    def retry_first_s(self) -> float:
-        """Mean wait before the first retry of an item, in seconds."""
-        return self._options.retry_first_s
+    def worst_case(self, item: LaneItem) -> tuple[int, int]:
+        """Its own count of the input, and at most `MAX_OUTPUT_TOKENS` of output."""
+        return _tokens(len(item.body)), min(item.max_output_tokens, MAX_OUTPUT_TOKENS)
 
     def find(self, key: str) -> str | None:
         """Return the key itself, which is the handle, if the provider knows it."""
-        return key if key in self._ledger.accepted_at else None
+        return None if self._submissions.accepted_at(key) is None else key
 
     def submit(self, key: str, items: Iterable[LaneItem]) -> str:
         """Note the submission in the provider's memory.
@@ -148,18 +129,18 @@ class SimulatedLane:
         """
         if self._options.is_down:
             raise ConnectionError(f"{self.provider} is down")
-        self._ledger.add(key, [item.sequence_no for item in items])
+        self._submissions.add(key, (item.sequence_no for item in items))
         return key
 
     def poll(self, handle: str) -> LaneProgress:
         """Finished once the configured latency has passed."""
-        ready_at = self._ledger.accepted_at[handle] + self._options.latency_s
-        left_s = ready_at - time.time()
+        accepted_at = self._submissions.accepted_at(handle) or 0.0
+        left_s = accepted_at + self._options.latency_s - time.time()
         return LaneProgress(is_finished=left_s <= 0, next_poll_s=max(0.0, left_s))
 
     def collect(self, handle: str, items: Iterable[LaneItem]) -> Iterator[LaneAnswer]:
         """Work the answers out; nothing is kept, since they are the same each time."""
-        if handle not in self._ledger.accepted_at:
+        if self._submissions.accepted_at(handle) is None:
             raise LookupError(f"{self.provider} knows no submission {handle}")
         for item in items:
             yield self._answer(item)
@@ -209,14 +190,14 @@ class SimulatedLane:
 
     def _reply(self, request: shapes.ChatRequest, item: LaneItem, seed: int) -> LaneAnswer:
         drawing = Drawing(seed, shapes.user_text(request))
+        input_tokens, most_tokens = self.worst_case(item)
         generator = self._generator(request)
         is_cut = False
         if generator is not None:
             text = _encode(generator.generate(drawing)).decode()
         else:
-            text, is_cut = _free_text(drawing, item.max_output_tokens)
-        output_tokens = min(_tokens(len(text.encode())), item.max_output_tokens)
-        input_tokens = _tokens(len(item.body))
+            text, is_cut = _free_text(drawing, most_tokens)
+        output_tokens = min(_tokens(len(text.encode())), most_tokens)
         write = shapes.responses_body if item.endpoint == "/v1/responses" else shapes.chat_body
         body = write(
             text,
@@ -301,19 +282,3 @@ def _unit_vector(content: bytes, size: int) -> "array[float]":
     raw = array("h", hashlib.shake_128(content).digest(2 * size))
     norm = math.sqrt(sum(value * value for value in raw)) or 1.0
     return array("f", [value / norm for value in raw])
-
-
-def _ranges(numbers: list[int]) -> list[list[int]]:
-    """Fold ascending numbers into [first, last] pairs.
-
-    Example:
-        >>> _ranges([0, 1, 2, 7])
-        [[0, 2], [7, 7]]
-    """
-    folded: list[list[int]] = []
-    for number in numbers:
-        if folded and folded[-1][1] == number - 1:
-            folded[-1][1] = number
-        else:
-            folded.append([number, number])
-    return folded

@@ -1,0 +1,104 @@
+"""How a step meets trouble: it waits it out, and gives up only what cannot be cured.
+
+An exception that left a step would be recorded as its outcome: the workflow would end, and the
+batch would stay open for ever.
+"""
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import OperationalError
+
+from batchrouter.server.work.order import OrderError
+from batchrouter.server.work.shop import Pulse
+
+__all__ = ["Patience"]
+
+_log = logging.getLogger(__name__)
+
+TRIES = 5
+FIRST_WAIT_S = 0.1
+MAX_WAIT_S = 30.0
+
+
+class Patience:
+    """Runs steps until they are done, and knows how many are running.
+
+    Args:
+        pulse: Ends waits when the router stops.
+    """
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
+        self._running = 0
+        self._changed = threading.Condition()
+
+    def run(self, work: Callable[[], None], give_up: Callable[[], None]) -> None:
+        """Run a re-runnable step until it is done.
+
+        A full disk, a locked database or a silent network are waited out for as long as they
+        last; what fails five times for another reason is given up by ``give_up``, which makes
+        the failure visible.
+
+        Raises:
+            Suspended: The router is stopping; the step runs again when it starts.
+        """
+        with self._counted():
+            tries = 0
+            while not self._try(work, give_up, is_last=tries + 1 >= TRIES):
+                tries += 1
+                self._wait(min(MAX_WAIT_S, FIRST_WAIT_S * 2.0**tries))
+
+    def wait_until_idle(self, at_most_s: float) -> bool:
+        """Wait until no step runs; False when some still do."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._running == 0, timeout=at_most_s)
+
+    def _try(self, work: Callable[[], None], give_up: Callable[[], None], *, is_last: bool) -> bool:
+        self._pulse.check()
+        try:
+            work()
+        except OrderError as error:
+            _log.error("work was given up: %s", error)
+            give_up()
+        except (ConnectionError, TimeoutError, OperationalError, OSError) as error:
+            if not isinstance(error, FileNotFoundError):
+                _log.warning("work is tried again after %s", _place(error))
+                return False
+            return self._lost(error, give_up, is_last=is_last)
+        except Exception as error:  # noqa: BLE001 - see the module's text
+            return self._lost(error, give_up, is_last=is_last)
+        return True
+
+    def _lost(self, error: Exception, give_up: Callable[[], None], *, is_last: bool) -> bool:
+        # The class and the place alone: a message might quote an item.
+        _log.error("work failed by %s", _place(error))
+        if is_last:
+            give_up()
+        return is_last
+
+    def _wait(self, wait_s: float) -> None:
+        ready_at = time.monotonic() + wait_s
+        while (left_s := ready_at - time.monotonic()) > 0:
+            self._pulse.wait(left_s)
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        with self._changed:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"

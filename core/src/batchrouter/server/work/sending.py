@@ -1,0 +1,261 @@
+"""One chunk at the lanes: sent, polled, collected, retried, handed to the fallback lane.
+
+Each submission has a key that is made of the batch, the chunk, the lane and the try. After a
+crash the lane is asked for the key before anything is sent, so that what it has accepted is
+collected and not sent again; the same answers then lead through the same tries.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from batchrouter import killpoints
+from batchrouter.server.lanes.lane import Lane, LaneAnswer
+from batchrouter.server.quoting.pricing import with_fee
+from batchrouter.server.storage.clock import now_us, rfc3339
+from batchrouter.server.work.lines import ArtifactWriter, ItemLine, Terms
+from batchrouter.server.work.results import ChunkSummary
+from batchrouter.server.work.shop import Shop
+
+__all__ = ["MAX_ATTEMPTS", "ChunkSender", "SubmissionKey"]
+
+#: One try and 8 retries (contract section 6).
+MAX_ATTEMPTS = 9
+
+#: Tries in a row without a single answer after which a lane gives way to the next one.
+TRIES_BEFORE_FALLBACK = 2
+
+MAX_RETRY_WAIT_S = 60.0
+#: A lane that sleeps is looked after this often, so that a cancel is heard.
+MAX_POLL_WAIT_S = 1.0
+#: How long a provider's own cancel may take (contract section 5).
+MAX_CANCEL_S = 30 * 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionKey:
+    """Names one try of one chunk at one lane, for the provider's memory."""
+
+    batch_id: str
+    number: int
+    lane: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}/{self.number}/{self.lane}/{self.attempt}"
+
+
+class ChunkSender:
+    """Carries one claimed chunk to its end.
+
+    Args:
+        shop: Pulse and busy are used.
+        batch_id: The batch.
+        number: The chunk's number.
+        lines: Its items, not empty.
+        lanes: The chunk's own lane, then the fallback order.
+        terms: The locked price, whichever lane runs.
+        writer: Writes the artifact lines.
+        to_output: Turns a provider's body into the item's output, or raises ValueError.
+        why_stop: Tells why items that are not answered yet must not be sent again:
+            ``cancelled`` or ``expired``, or None.
+    """
+
+    def __init__(
+        self,
+        shop: Shop,
+        batch_id: str,
+        number: int,
+        lines: list[ItemLine],
+        *,
+        lanes: list[Lane],
+        terms: Terms,
+        writer: ArtifactWriter,
+        to_output: Callable[[bytes], bytes],
+        why_stop: Callable[[], str | None],
+    ) -> None:
+        self._shop = shop
+        self._batch_id = batch_id
+        self._number = number
+        self._lines = lines
+        self._lanes = lanes
+        self._terms = terms
+        self._writer = writer
+        self._to_output = to_output
+        self._why_stop = why_stop
+        self._first = lines[0].item.sequence_no
+        self._written: list[bytes] = [b""] * len(lines)
+        self._last_error: dict[int, LaneAnswer] = {}
+        self._position = 0
+        self.summary = ChunkSummary(first_item=self._first, item_count=len(lines))
+        self.is_degraded = False
+
+    def run(self) -> list[bytes]:
+        """Return one artifact line for each item, in order; `summary` has the sums.
+
+        Raises:
+            Suspended: The router is stopping; nothing is lost.
+        """
+        pending = self._lines
+        fruitless = 0
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            before = len(pending)
+            pending = self._try(pending, attempt)
+            if not pending:
+                break
+            fruitless = fruitless + 1 if len(pending) == before else 0
+            if fruitless >= TRIES_BEFORE_FALLBACK and self._position + 1 < len(self._lanes):
+                self._position += 1
+                self.is_degraded = True
+                fruitless = 0
+            if attempt == MAX_ATTEMPTS or not self._pause(attempt):
+                break
+        self._give_up(pending)
+        self.summary.provider = self._lane.provider
+        self.summary.model = self._lane.model
+        return self._written
+
+    @property
+    def _lane(self) -> Lane:
+        return self._lanes[self._position]
+
+    def _key(self, attempt: int) -> str:
+        return str(SubmissionKey(self._batch_id, self._number, self._position, attempt))
+
+    def _try(self, pending: list[ItemLine], attempt: int) -> list[ItemLine]:
+        """Send what is pending, and return what is worth another try."""
+        lane, key = self._lane, self._key(attempt)
+        items = [line.item for line in pending]
+        if attempt > 1:
+            items = [msgspec.structs.replace(item, attempt=attempt) for item in items]
+        handle = lane.find(key)
+        if handle is None:
+            if self._why_stop() is not None:
+                return pending
+            killpoints.reached("work.before_send")
+            try:
+                handle = lane.submit(key, items)
+            except ConnectionError as error:
+                refused = LaneAnswer(
+                    None, error_code="provider_error", error_message=str(error), is_retryable=True
+                )
+                self._last_error = dict.fromkeys((item.sequence_no for item in items), refused)
+                return pending
+            killpoints.reached("work.after_send")
+        if not self._wait_for(lane, handle):
+            return pending
+        with self._shop.busy:
+            completed_at = rfc3339(now_us())
+            answers = lane.collect(handle, items)
+            return [
+                line
+                for line, answer in zip(pending, answers, strict=True)
+                if not self._take(line, answer, attempt, completed_at)
+            ]
+
+    def _wait_for(self, lane: Lane, handle: str) -> bool:
+        """Poll until the answers are there; False when a cancelled submission never ends."""
+        give_up_at: float | None = None
+        while True:
+            progress = lane.poll(handle)
+            if progress.is_finished:
+                return True
+            if give_up_at is None and self._why_stop() is not None:
+                lane.cancel(handle)
+                give_up_at = time.monotonic() + MAX_CANCEL_S
+            if give_up_at is not None and time.monotonic() > give_up_at:
+                return False
+            self._shop.pulse.wait(min(MAX_POLL_WAIT_S, max(0.01, progress.next_poll_s)))
+
+    def _pause(self, attempt: int) -> bool:
+        """Wait before the next try; False when there shall be none."""
+        if self._lane.find(self._key(attempt + 1)) is not None:
+            return True  # it was made already, before a crash
+        mean_s = min(MAX_RETRY_WAIT_S, self._lane.retry_first_s * 2.0 ** (attempt - 1))
+        ready_at = time.monotonic() + mean_s * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, hides nothing
+        while (left_s := ready_at - time.monotonic()) > 0:
+            if self._why_stop() is not None:
+                return False
+            self._shop.pulse.wait(min(MAX_POLL_WAIT_S, left_s))
+        return self._why_stop() is None
+
+    def _take(self, line: ItemLine, answer: LaneAnswer, attempt: int, completed_at: str) -> bool:
+        """Write an item's line; False when the item is worth another try."""
+        place = line.item.sequence_no - self._first
+        if answer.body is None:
+            if answer.is_retryable and attempt < MAX_ATTEMPTS:
+                self._last_error[line.item.sequence_no] = answer
+                return False
+            self._written[place] = self._fail(line, answer, attempt, completed_at)
+            return True
+        try:
+            output = self._to_output(answer.body)
+        except ValueError as wrong:
+            answer = msgspec.structs.replace(
+                answer, body=None, error_code="provider_error", error_message=str(wrong)
+            )
+            self._written[place] = self._fail(line, answer, attempt, completed_at)
+            return True
+        self._bill(answer)
+        self.summary.completed += 1
+        self._written[place] = self._writer.completed(
+            line,
+            answer,
+            body=output,
+            provider=self._lane.provider,
+            model=self._lane.model,
+            attempt=attempt,
+            terms=self._terms,
+            completed_at=completed_at,
+        )
+        return True
+
+    def _fail(self, line: ItemLine, answer: LaneAnswer, attempt: int, completed_at: str) -> bytes:
+        self.summary.failed += 1
+        self._bill(answer)
+        subtotal = self._terms.subtotal(answer.input_tokens, answer.output_tokens)
+        return self._writer.failed(
+            line,
+            answer.error_code or "provider_error",
+            answer.error_message,
+            provider=self._lane.provider,
+            model=self._lane.model,
+            attempt=attempt,
+            completed_at=completed_at,
+            cost_units=with_fee(subtotal, self._terms.fee_bps),
+            usage=(answer.input_tokens, answer.output_tokens),
+        )
+
+    def _bill(self, answer: LaneAnswer) -> None:
+        self.summary.input_tokens += answer.input_tokens
+        self.summary.output_tokens += answer.output_tokens
+        self.summary.cost_units += self._terms.subtotal(answer.input_tokens, answer.output_tokens)
+
+    def _give_up(self, pending: list[ItemLine]) -> None:
+        """End what got no answer: cancelled, expired, or with the error that it got last."""
+        reason = self._why_stop()
+        completed_at = rfc3339(now_us())
+        for line in pending:
+            last = self._last_error.get(line.item.sequence_no)
+            if reason == "cancelled":
+                code, message = reason, "the batch was cancelled before this item was answered"
+                self.summary.cancelled += 1
+            elif reason == "expired":
+                code, message = reason, "the deadline passed before this item was answered"
+                self.summary.failed += 1
+            else:
+                code = (last.error_code if last else None) or "provider_timeout"
+                message = last.error_message if last else "the provider gave no answer"
+                self.summary.failed += 1
+            self._written[line.item.sequence_no - self._first] = self._writer.failed(
+                line,
+                code,
+                message,
+                provider=self._lane.provider,
+                model=self._lane.model,
+                attempt=MAX_ATTEMPTS if last else 1,
+                completed_at=completed_at,
+            )
