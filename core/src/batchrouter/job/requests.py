@@ -155,7 +155,7 @@ class Raw(Answered):
     Example:
         >>> raw = Raw(body={"messages": [{"role": "user", "content": "{body}"}], "top_p": 1})
         >>> [path for path, _ in raw.templates()]
-        ['body.messages[0].content']
+        ['body.messages[0].role', 'body.messages[0].content']
     """
 
     kind: Literal["raw"] = "raw"

@@ -101,4 +101,6 @@ class Template:
             raise ValueError(
                 "${params.…} works in source and sink only; carry the value in a column"
             )
+        if not given.isascii() and given.encode(errors="ignore").decode() != given:
+            raise ValueError("holds half of a surrogate pair, which no UTF-8 text can")
         return cls(given)

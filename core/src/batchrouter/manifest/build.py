@@ -1,0 +1,183 @@
+"""The build: a job's table → manifests and row snapshots, in one pass and in flat memory."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batchrouter.errors import ManifestError
+from batchrouter.job import Job
+from batchrouter.manifest.built import BuiltManifest
+from batchrouter.manifest.check import check_columns
+from batchrouter.manifest.kernel import Slice
+from batchrouter.manifest.keys import SeenKeys, refuse_duplicates
+from batchrouter.manifest.lines import line_shape, slots
+from batchrouter.manifest.parts import (
+    MAX_BYTES,
+    MAX_ITEMS,
+    MAX_LINE_BYTES,
+    PartFiles,
+    PartLimits,
+    storing,
+)
+from batchrouter.manifest.rows import PreparedRows, RowPreparer
+from batchrouter.manifest.rowwriter import BadBodyError, RowWriter, line_writer
+from batchrouter.manifest.snapshot import SnapshotRows, snapshot_schema
+from batchrouter.manifest.sources import Source, open_source
+
+
+def build_manifest(
+    job: Job,
+    *,
+    fs: fsspec.AbstractFileSystem,
+    manifest_dir: str,
+    rows_dir: str,
+    token: str,
+    on_progress: Callable[[int], None] | None = None,
+    limit: int | None = None,
+) -> BuiltManifest:
+    """Write a job's manifest and its row snapshot, part by part.
+
+    Writes `<manifest_dir>/<token>-part-00000.jsonl` and `<rows_dir>/<token>-part-00000.parquet`,
+    and so on; a part ends at the job's `parts` or at the router's limits. A snapshot has a row for
+    each source row, in order: `snapshot_schema` says which columns.
+
+    Args:
+        job: What to build; its parameters must have values.
+        fs: Where to write; streams are sequential, so object stores will do.
+        manifest_dir: Folder for the manifests, on `fs`; made if need be.
+        rows_dir: Folder for the snapshots, on `fs`; made if need be.
+        token: Starts the files' names; choose it unique per attempt.
+        on_progress: Called with the number of rows done, after each batch.
+        limit: Read only the first rows.
+
+    Raises:
+        SourceError: The table cannot be read, or lacks a column.
+        ManifestError: A row cannot become a request; names the column and the row.
+        NullKeyError: A key column holds NULL.
+        DuplicateKeyError: Two rows share a key.
+        StorageError: The files cannot be written.
+        In each case the files of this build are removed.
+    """
+    started = time.monotonic()
+    source = open_source(job)
+    check_columns(job, source.schema)
+    schema = snapshot_schema(job, source.schema)
+    for folder in (manifest_dir, rows_dir):
+        with storing(folder):
+            fs.makedirs(folder, exist_ok=True)
+    files = PartFiles(fs, (manifest_dir, rows_dir), token, schema, _limits_of(job))
+    try:
+        cap = _Build(job, source, files, schema).run(on_progress, limit)
+    except BaseException:
+        files.discard()
+        raise
+    parts = tuple(files.closed)
+    return BuiltManifest(
+        parts=parts,
+        row_count=sum(part.row_count for part in parts),
+        item_count=sum(part.item_count for part in parts),
+        skipped_count=sum(part.skipped_count for part in parts),
+        max_output_tokens=cap,
+        duration_s=round(time.monotonic() - started, 3),
+    )
+
+
+def _limits_of(job: Job) -> PartLimits:
+    parts = job.parts
+    return PartLimits(
+        max_items=min(MAX_ITEMS, (parts and parts.max_items) or MAX_ITEMS),
+        max_bytes=min(MAX_BYTES, (parts and parts.max_bytes) or MAX_BYTES),
+    )
+
+
+class _Build:
+    """One pass over the source."""
+
+    def __init__(self, job: Job, source: Source, files: PartFiles, schema: pa.Schema) -> None:
+        shape = line_shape(job)
+        self._rows = RowPreparer(job, slots(shape))
+        self._writer = line_writer(shape)
+        self._cap = job.request.max_output_tokens
+        self._job = job
+        self._source = source
+        self._files = files
+        self._schema = schema
+        self._seen = SeenKeys()
+
+    def run(self, on_progress: Callable[[int], None] | None, limit: int | None) -> int | None:
+        """Write everything; returns the largest output cap."""
+        done = 0
+        for batch in self._batches(limit):
+            rows = self._rows.prepare(batch, done)
+            self._seen.add(rows.digests)
+            self._write(rows, len(batch))
+            done += len(batch)
+            if on_progress:
+                on_progress(done)
+        self._files.close()
+        key = self._job.key_columns
+        refuse_duplicates(self._seen, key, lambda: self._files.rows_again(["_row", *key]))
+        if self._cap is None and isinstance(self._writer, RowWriter):
+            return self._writer.max_output_tokens
+        return self._cap
+
+    def _batches(self, limit: int | None) -> Iterator[pa.RecordBatch]:
+        left = limit
+        for batch in self._source.batches(self._rows.columns) if left != 0 else ():
+            piece = batch if left is None else batch.slice(0, left)
+            yield piece
+            if left is not None:
+                left -= len(piece)
+                if not left:
+                    return
+
+    def _write(self, rows: PreparedRows, count: int) -> None:
+        """Write a batch's lines, and its snapshot rows beside them, split where a part ends."""
+        snapshot = SnapshotRows(self._schema, rows, count)
+        try:
+            for piece in self._writer.write(rows.slots):
+                sent = rows.sent[piece.start : piece.start + len(piece.ends)]
+                self._refuse_long_lines(piece, sent, rows.first_row)
+                snapshot.add_hashes(piece, sent)
+                self._write_slice(piece, sent, snapshot, rows.first_row)
+        except BadBodyError as error:
+            row = rows.first_row + int(rows.sent[error.row])
+            raise ManifestError(f"column {error.column!r}, row {row} (from 0): {error}") from None
+        self._files.open_part.write_rows(snapshot.until(count))
+
+    def _write_slice(
+        self, piece: Slice, sent: npt.NDArray[np.int64], snapshot: SnapshotRows, first_row: int
+    ) -> None:
+        data = memoryview(piece.lines)
+        at, start_byte = 0, 0
+        while at < len(piece.ends):
+            part = self._files.open_part
+            count = self._files.fitting(piece.ends[at:], start_byte)
+            if count:
+                end_byte = int(piece.ends[at + count - 1])
+                snapshot.number(sent[at : at + count], part.item_count)
+                part.write_lines(data[start_byte:end_byte], count)
+                at, start_byte = at + count, end_byte
+            elif part.item_count:
+                part.write_rows(snapshot.until(int(sent[at])))
+                self._files.next()
+            else:
+                size = int(piece.ends[at]) - start_byte
+                row = first_row + int(sent[at])
+                raise ManifestError(
+                    f"row {row} (from 0) makes a line of {size} bytes, which no part can hold:"
+                    f" raise parts.max_bytes"
+                )
+
+    def _refuse_long_lines(self, piece: Slice, sent: npt.NDArray[np.int64], first_row: int) -> None:
+        sizes = np.diff(piece.ends, prepend=0) - 1
+        if len(sizes) and sizes.max() > MAX_LINE_BYTES:
+            at = int(np.argmax(sizes > MAX_LINE_BYTES))
+            raise ManifestError(
+                f"row {first_row + int(sent[at])} (from 0) makes a line of {sizes[at]} bytes;"
+                f" the router takes {MAX_LINE_BYTES}: shorten its text in the source"
+            )

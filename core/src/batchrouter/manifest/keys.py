@@ -1,0 +1,225 @@
+"""Keys → item ids, and the proof that no two rows share a key.
+
+An item's id is a 128-bit hash of its typed key, in 26 base32 characters: the same key gives the
+same id in every run, and no personal data goes to a provider. Eight bytes of the hash are kept per
+row; after the last row they are sorted, and equal ones are looked up in the row snapshots, so that
+a collision is told from a duplicate exactly.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.types as pt
+import xxhash
+
+from batchrouter.errors import DuplicateKeyError, ManifestError
+from batchrouter.manifest.arrow import Array, DataType, Scalar, pc
+from batchrouter.manifest.rendering import plain, plain_type, rendered
+
+HASH_VERSION = 1
+"""Of item ids and request hashes alike; golden files pin the values."""
+
+_ALPHABET = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz234567", np.uint8)
+_DIGEST_BYTES = 16
+_WORD_BITS = 64
+_CODE_LENGTH = 26
+_NAMED = 5
+_CANDIDATES_A_PASS = 1000
+
+# A letter for each family of types, so that 5 and "5" differ while int32 and int64 do not.
+_FAMILIES: tuple[tuple[Callable[[DataType], bool], str], ...] = (
+    (pt.is_string, "s"),
+    (pt.is_large_string, "s"),
+    (pt.is_integer, "i"),
+    (pt.is_boolean, "b"),
+    (pt.is_decimal, "n"),
+    (pt.is_date, "d"),
+    (pt.is_time, "c"),
+    (pt.is_timestamp, "t"),
+    (pt.is_binary, "x"),
+    (pt.is_large_binary, "x"),
+    (pt.is_fixed_size_binary, "x"),
+    (lambda kind: getattr(kind, "extension_name", None) == "arrow.uuid", "u"),
+)
+
+Digest = Callable[[bytes], bytes]
+
+
+def key_problem(kind: DataType) -> str | None:
+    """Say why a type cannot be a key, or None when it can."""
+    plain_kind = plain_type(kind)
+    if any(accepts(plain_kind) for accepts, _ in _FAMILIES):
+        return None
+    reason = " (equal numbers may differ in their last bit)" if pt.is_floating(plain_kind) else ""
+    return f"{kind} cannot be a key{reason}; use text, whole numbers, dates or decimals"
+
+
+def typed_keys(columns: Iterable[Array]) -> Array:
+    """Write each row's key as bytes that differ when the key differs in value or in type.
+
+    Returns:
+        A binary array; for each column `<family><length>:<text>`.
+    """
+    parts: list[Array | Scalar] = []
+    for column in columns:
+        text = _key_text(plain(column))
+        length = pc.binary_length(text).cast(pa.string()).cast(pa.binary())
+        parts += [_scalar(_family(column.type)), length, _scalar(":"), text]
+    return pc.binary_join_element_wise(*parts, _scalar(""))
+
+
+def _key_text(column: Array) -> Array:
+    if _family(column.type) == "x":
+        return column.cast(pa.binary())
+    if _family(column.type) == "n":  # 12.30 and 12.3 are one number, whatever the scale
+        texts = [_shortest(format(value, "f")) for value in column.to_pylist()]
+        return pa.array(texts, pa.string()).cast(pa.binary())
+    return rendered(column).cast(pa.binary())
+
+
+def _shortest(digits: str) -> str:
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def _family(kind: DataType) -> str:
+    kind = plain_type(kind)
+    return next(letter for accepts, letter in _FAMILIES if accepts(kind))
+
+
+def _scalar(text: str) -> Scalar:
+    return pa.scalar(text.encode(), pa.binary())
+
+
+def digests_of(keys: Array, digest: Digest = xxhash.xxh3_128_digest) -> bytes:
+    """Hash each key; 16 bytes a row, one after the other."""
+    return b"".join(map(digest, keys.to_pylist()))
+
+
+def codes(digests: bytes, prefix: bytes = b"") -> Array:
+    """Write each 16-byte digest as 26 base32 characters (lower case, no padding).
+
+    Example:
+        >>> codes(bytes(16))[0].as_py()
+        'aaaaaaaaaaaaaaaaaaaaaaaaaa'
+    """
+    halves = np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
+    high, low = halves[:, 0], halves[:, 1]
+    width = len(prefix) + _CODE_LENGTH
+    text = np.empty((len(halves), width), np.uint8)
+    text[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
+    for at in range(_CODE_LENGTH):
+        text[:, len(prefix) + at] = _ALPHABET[_five_bits(high, low, at * 5)]
+    offsets = np.arange(len(halves) + 1, dtype=np.int32) * width
+    return pa.Array.from_buffers(
+        pa.string(),
+        len(halves),
+        [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text.tobytes())],
+    )
+
+
+def _five_bits(
+    high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], start: int
+) -> npt.NDArray[np.uint64]:
+    """Take the five bits from `start` on of 128, zeros after the last."""
+    end = start + 5
+    if end <= _WORD_BITS:
+        bits = high >> np.uint64(_WORD_BITS - end)
+    elif start < _WORD_BITS:
+        bits = (high << np.uint64(end - _WORD_BITS)) | (low >> np.uint64(2 * _WORD_BITS - end))
+    elif end <= 2 * _WORD_BITS:
+        bits = low >> np.uint64(2 * _WORD_BITS - end)
+    else:
+        bits = low << np.uint64(end - 2 * _WORD_BITS)
+    return bits & np.uint64(31)
+
+
+class SeenKeys:
+    """Eight bytes of each row's digest; tells at the end which of them stand twice."""
+
+    def __init__(self) -> None:
+        self._hashes = array("Q")
+
+    def add(self, digests: bytes) -> None:
+        """Remember a batch of digests."""
+        self._hashes.frombytes(_short(digests).tobytes())
+
+    def repeated(self) -> npt.NDArray[np.uint64]:
+        """Sort what was seen, in place, and give the hashes that stand more than once."""
+        if not self._hashes:
+            return np.empty(0, np.uint64)
+        seen = np.frombuffer(self._hashes, np.uint64)
+        seen.sort()
+        return np.unique(seen[1:][seen[1:] == seen[:-1]])
+
+
+def _short(digests: bytes) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(np.frombuffer(digests, np.uint64)[::2])
+
+
+def refuse_duplicates(
+    seen: SeenKeys,
+    names: tuple[str, ...],
+    snapshots: Callable[[], Iterator[pa.RecordBatch]],
+    digest: Digest = xxhash.xxh3_128_digest,
+) -> None:
+    """Raise when two rows share a key.
+
+    Args:
+        seen: The hashes of all rows.
+        names: The key columns.
+        snapshots: Reads the row snapshots again: batches with `_row` and the key columns.
+        digest: The hash of a typed key.
+
+    Raises:
+        DuplicateKeyError: Names the first keys and their rows.
+        ManifestError: Two different keys have one 128-bit hash.
+    """
+    candidates = seen.repeated()
+    for start in range(0, len(candidates), _CANDIDATES_A_PASS):
+        some = candidates[start : start + _CANDIDATES_A_PASS]
+        rows_by_key: dict[bytes, list[int]] = {}
+        shown: dict[bytes, str] = {}
+        key_by_digest: dict[bytes, bytes] = {}
+        for batch in snapshots():
+            for at, key, full in _hits(batch, names, some, digest):
+                rows_by_key.setdefault(key, []).append(batch.column("_row")[at].as_py())
+                shown.setdefault(key, _shown(batch, names, at))
+                if key_by_digest.setdefault(full, key) != key:
+                    raise ManifestError(
+                        f"the keys {shown[key_by_digest[full]]} and {shown[key]} have one item id;"
+                        " add a column to `key`"
+                    )
+        _refuse({shown[key]: rows for key, rows in rows_by_key.items() if len(rows) > 1})
+
+
+def _hits(
+    batch: pa.RecordBatch, names: tuple[str, ...], some: npt.NDArray[np.uint64], digest: Digest
+) -> Iterator[tuple[int, bytes, bytes]]:
+    keys = typed_keys([batch.column(name) for name in names])
+    digests = digests_of(keys, digest)
+    for at in np.flatnonzero(np.isin(_short(digests), some)).tolist():
+        yield at, keys[at].as_py(), digests[at * _DIGEST_BYTES : (at + 1) * _DIGEST_BYTES]
+
+
+def _shown(batch: pa.RecordBatch, names: tuple[str, ...], at: int) -> str:
+    values: list[Any] = [rendered(batch.column(name).slice(at, 1))[0].as_py() if
+                         _family(batch.column(name).type) != "x" else
+                         batch.column(name)[at].as_py() for name in names]  # fmt: skip
+    return ", ".join(f"{name}={value!r}" for name, value in zip(names, values, strict=True))
+
+
+def _refuse(duplicates: dict[str, list[int]]) -> None:
+    if not duplicates:
+        return
+    told = [
+        f"{key} in rows {', '.join(str(row) for row in rows[:_NAMED])}"
+        for key, rows in list(duplicates.items())[:_NAMED]
+    ]
+    raise DuplicateKeyError(
+        f"a key must stand in one row only (rows count from 0): {'; '.join(told)};"
+        " remove the repeated rows from the source, or add a column to `key`"
+    )

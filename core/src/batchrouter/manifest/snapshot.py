@@ -1,0 +1,91 @@
+"""The row snapshot: which source row became which line, with what landing joins back."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from batchrouter.job import Job
+from batchrouter.manifest.arrow import Array, pc
+from batchrouter.manifest.kernel import Slice
+from batchrouter.manifest.keys import HASH_VERSION, codes
+from batchrouter.manifest.lines import REQUEST_START
+from batchrouter.manifest.rendering import plain_type
+from batchrouter.manifest.rows import PreparedRows
+
+_HASH_PREFIX = f"{HASH_VERSION}-".encode()
+_DIGEST_BYTES = 16
+_SKIPPED = -1
+
+
+def snapshot_schema(job: Job, source: pa.Schema) -> pa.Schema:
+    """Give the columns of a row snapshot, in order.
+
+    Returns:
+        `_row` int64: the row's position in the source, over all parts, from 0.
+        `_line` int64: the item's line in its part's manifest, from 0; NULL when it was skipped.
+        `_item_id` string: 26 characters; also for a skipped row.
+        `_request_hash` string: `1-` and 26 characters; NULL when it was skipped.
+        `_skip_reason` string: `null:<column>`; NULL when it was sent.
+        Then the key columns and the kept ones, with the source's types (dictionaries and views
+        as the types of their values).
+    """
+    added = [
+        pa.field("_row", pa.int64(), nullable=False),
+        pa.field("_line", pa.int64()),
+        pa.field("_item_id", pa.string(), nullable=False),
+        pa.field("_request_hash", pa.string()),
+        pa.field("_skip_reason", pa.string()),
+    ]
+    names = dict.fromkeys([*job.key_columns, *job.keep])
+    return pa.schema([*added, *(pa.field(n, plain_type(source.field(n).type)) for n in names)])
+
+
+class SnapshotRows:
+    """A batch's snapshot rows while its lines are written; handed out in order, each once."""
+
+    def __init__(self, schema: pa.Schema, rows: PreparedRows, count: int) -> None:
+        self._schema = schema
+        self._rows = rows
+        self._lines = np.full(count, _SKIPPED, np.int64)
+        self._digests = np.zeros((count, _DIGEST_BYTES), np.uint8)
+        self._next = 0
+
+    def add_hashes(self, piece: Slice, sent: npt.NDArray[np.int64]) -> None:
+        """Hash each line of a slice without its item id."""
+        data = memoryview(piece.lines)
+        ends = piece.ends.tolist()
+        digest = xxhash.xxh3_128_digest
+        digests = [
+            digest(data[start + REQUEST_START : end - 1])
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+        self._digests[sent] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES)
+
+    def number(self, sent: npt.NDArray[np.int64], first_line: int) -> None:
+        """Note the lines of rows that were written in a run."""
+        self._lines[sent] = np.arange(first_line, first_line + len(sent))
+
+    def until(self, end: int) -> pa.RecordBatch:
+        """Give the rows from the last call's end up to `end`."""
+        start, self._next = self._next, end
+        chosen = slice(start, end)
+        count = end - start
+        skipped = self._lines[chosen] == _SKIPPED
+        first = self._rows.first_row + start
+        hashes = codes(self._digests[chosen].tobytes(), _HASH_PREFIX)
+        arrays = [
+            pa.array(np.arange(first, first + count)),
+            pa.array(self._lines[chosen], mask=skipped),
+            self._rows.item_ids.slice(start, count),
+            _masked(hashes, skipped),
+            self._rows.skip_reasons.slice(start, count),
+            *(column.slice(start, count) for column in self._rows.carried.values()),
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+
+def _masked(texts: Array, nulls: npt.NDArray[np.bool_]) -> Array:
+    return (
+        pc.if_else(pa.array(nulls), pa.scalar(None, pa.string()), texts) if nulls.any() else texts
+    )
