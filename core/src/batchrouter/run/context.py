@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from batchrouter.api.settings import Settings
 from batchrouter.job import Job
+from batchrouter.manifest.built import BuiltManifest
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import RunIdentity
 from batchrouter.run.journal import Journal
@@ -16,7 +17,6 @@ from batchrouter.run.state import RunState
 
 if TYPE_CHECKING:
     from batchrouter.api.client import Client
-    from batchrouter.manifest.build import BuiltManifest
 
 
 @dataclass(slots=True)
@@ -51,14 +51,12 @@ class RunContext:
         return self._client
 
     @property
-    def manifest(self) -> "BuiltManifest":
+    def manifest(self) -> BuiltManifest:
         """The newest generation's manifest.
 
         Raises:
             RuntimeError: It is not built; the caller decided wrongly.
         """
-        from batchrouter.manifest.build import BuiltManifest  # noqa: PLC0415 - loads pyarrow
-
         if self.state.manifest is None:
             raise RuntimeError("the manifest is not built yet")
         return BuiltManifest.from_dict(self.state.manifest)

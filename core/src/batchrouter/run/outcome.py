@@ -25,7 +25,8 @@ from batchrouter.run.state import Purchase
 
 if TYPE_CHECKING:
     from batchrouter.api.models import ArtifactLink, Batch
-    from batchrouter.landing.land import PartToLand
+    from batchrouter.landing.land import LandingIdentity, PartToLand
+    from batchrouter.landing.sinks import Sink
 
 JUST_CREATED_FOR = timedelta(seconds=60)
 """A 404 for a batch younger than this is a replica that lags, not a batch that is gone."""
@@ -168,15 +169,9 @@ def land(context: RunContext) -> None:
             committed.
         MissingExtraError: The tables extra is not installed.
     """
-    from batchrouter.landing.land import LandingIdentity, land_parts  # noqa: PLC0415 - pyarrow
-    from batchrouter.landing.sinks import open_sink  # noqa: PLC0415 - pyarrow
+    from batchrouter.landing.land import land_parts  # noqa: PLC0415 - loads pyarrow
 
     generation = context.state.generation
-    identity = LandingIdentity(
-        job_name=context.identity.job_name,
-        run_key=context.identity.run_key,
-        run_slug=context.identity.run_slug,
-    )
     context.folder.ensure("rejects")
     parts = _parts_to_land(context)
     rows = context.manifest.row_count
@@ -184,8 +179,8 @@ def land(context: RunContext) -> None:
         context.job,
         fs=context.folder.fs,
         parts=parts,
-        sink=open_sink(sink_url(context), dict(context.settings.storage_options)),
-        identity=identity,
+        sink=_sink(context),
+        identity=_landing_identity(context),
         rejects_dir=context.folder.path("rejects"),
         token=context.folder.token,
         on_progress=lambda done: context.tell(Progress("land", done, rows, "rows")),
@@ -195,6 +190,40 @@ def land(context: RunContext) -> None:
         still=lambda state: state.generation == generation and state.landed is None,
     )
     _tidy(context)
+
+
+def check_table(context: RunContext) -> None:
+    """Find out before anything is bought whether the table will take the rows.
+
+    Raises:
+        SinkError: The table has other columns, or cannot be written.
+        JobError: The output schema gives no columns.
+    """
+    from batchrouter.landing.land import check_landing  # noqa: PLC0415 - loads pyarrow
+
+    check_landing(
+        context.job,
+        fs=context.folder.fs,
+        parts=_parts_to_land(context),
+        sink=_sink(context),
+        identity=_landing_identity(context),
+    )
+
+
+def _sink(context: RunContext) -> "Sink":
+    from batchrouter.landing.sinks import open_sink  # noqa: PLC0415 - loads pyarrow
+
+    return open_sink(sink_url(context), context.settings.storage_options)
+
+
+def _landing_identity(context: RunContext) -> "LandingIdentity":
+    from batchrouter.landing.land import LandingIdentity  # noqa: PLC0415 - loads pyarrow
+
+    return LandingIdentity(
+        job_name=context.identity.job_name,
+        run_key=context.identity.run_key,
+        run_slug=context.identity.run_slug,
+    )
 
 
 def _tidy(context: RunContext) -> None:

@@ -378,6 +378,7 @@ class Run:
             case Step.BUILD:
                 build(context)
             case Step.BUY:
+                outcome.check_table(context)
                 buy(context)
             case Step.SETTLE:
                 look_again_at = settle_all(context)
