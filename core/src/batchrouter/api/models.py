@@ -293,7 +293,8 @@ class BatchError(Wire):
 class ArtifactLink(Wire):
     """A short-lived signed URL of an output file.
 
-    The URL opens the file for anyone who has it: it is masked in reprs, as all URLs here, and left out of dumps.
+    The URL opens the file for anyone who has it: it is masked in reprs, as all URLs here, and
+    left out of dumps.
     """
 
     other_names = {"output_file_url": "url", "valid_until": "expires_at", "size": "bytes"}

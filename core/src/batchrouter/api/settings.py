@@ -200,6 +200,17 @@ class Settings(BaseModel):
         return shown
 
 
+def resolve_settings(settings: Settings | None, **overrides: Any) -> Settings:
+    """Return the settings, or those of the environment, with every override that is not None.
+
+    Raises:
+        ConfigError: A value is wrong, or an override is no setting.
+    """
+    if settings is None:
+        return Settings.from_env(**overrides)
+    return settings.replace(**overrides)
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address can only be this machine.
 
