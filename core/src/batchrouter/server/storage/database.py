@@ -87,7 +87,8 @@ class Database:
 
 def create_sqlite_engine(path: Path) -> Engine:
     """Make an engine with the settings that the whole router relies on; opens nothing yet."""
-    engine = create_engine(f"sqlite:///{path}", pool_size=10, max_overflow=20)
+    # Parameters hold prompts and secrets: no error may show them.
+    engine = create_engine(f"sqlite:///{path}", pool_size=10, max_overflow=20, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def configure(dbapi: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction] - called by SQLAlchemy

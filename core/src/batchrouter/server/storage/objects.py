@@ -161,15 +161,16 @@ class Objects:
             for meta in cast("Iterable[dict[str, Any]]", page):
                 yield meta["path"]
 
-    def delete_unfinished(self) -> int:
+    def delete_unfinished(self, *, before_s: float) -> int:
         """Delete what writers that were killed have staged; returns how many files.
 
-        Only for start-up: it cannot tell a dead writer from a live one.
+        Args:
+            before_s: Unix time of this process's start: a live writer's file is newer.
         """
         if self._root is None:
             return 0
         # The local store stages `key` as `key#N` beside it.
-        staged = [path for path in self._root.rglob("*#*") if path.is_file()]
+        staged = [path for path in self._root.rglob("*#*") if path.stat().st_mtime < before_s]
         for path in staged:
             path.unlink(missing_ok=True)
         return len(staged)

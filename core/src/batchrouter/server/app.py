@@ -1,0 +1,157 @@
+"""The router as an ASGI app: the parts put together, and started and stopped with it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from sqlalchemy import text
+from starlette.concurrency import run_in_threadpool
+
+from batchrouter._version import __version__
+from batchrouter.server.config import RouterConfig
+from batchrouter.server.http.downloads import downloads
+from batchrouter.server.http.failures import add_error_handlers
+from batchrouter.server.http.logs import RequestLog
+from batchrouter.server.http.rate_limit import RateLimit
+from batchrouter.server.http.routes import routes
+from batchrouter.server.http.uploads import uploads
+from batchrouter.server.services import Services
+from batchrouter.server.storage.database import Database
+from batchrouter.server.storage.folder import DataFolder
+from batchrouter.server.storage.objects import Objects
+from batchrouter.server.storage.retention import clear_leftovers, end_retention
+from batchrouter.server.storage.vault import Vault
+
+__all__ = ["AppSettings", "create_app"]
+
+_LOG = logging.getLogger("batchrouter.server")
+_HOUSEKEEPING_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """How a router is put together.
+
+    Attributes:
+        data_dir: The data folder; created when it is not there.
+        public_url: The base of signed URLs.
+        is_loopback: Whether only this machine can reach the router.
+        runs_batches: False for a router that accepts batches and lets them queue.
+    """
+
+    data_dir: Path
+    config: RouterConfig
+    public_url: str
+    is_loopback: bool = True
+    runs_batches: bool = True
+
+
+def create_app(settings: AppSettings) -> FastAPI:
+    """Put the router together; it starts with the app's lifespan.
+
+    Raises:
+        ConfigError: The data folder cannot be used, or was written by a newer router.
+    """
+    services = open_services(settings)
+    app = FastAPI(
+        title="batchrouter",
+        version=__version__,
+        summary="LLM batch jobs at a locked price.",
+        lifespan=_lifespan,
+    )
+    app.state.services = services
+    app.state.rate_limit = RateLimit(settings.config.limits.requests_per_minute)
+    app.state.is_ready = False
+    app.add_middleware(RequestLog)
+    add_error_handlers(app)
+    # Uploads first: their path would also match `/v1/batches/{batch_id}` of another method.
+    app.include_router(uploads)
+    app.include_router(routes)
+    app.include_router(downloads)
+    app.add_api_route("/healthz", _healthz, tags=["operation"], summary="Is it alive?")
+    app.add_api_route("/readyz", _readyz(app), tags=["operation"], summary="Can it work?")
+    return app
+
+
+def open_services(settings: AppSettings) -> Services:
+    """Open the data folder and everything in it; nothing runs yet."""
+    folder = DataFolder.open(settings.data_dir)
+    database = Database.open(folder.database)
+    objects = Objects.local(folder.objects)
+    engine = None
+    if settings.runs_batches:
+        from batchrouter.server.work.engine import Engine  # noqa: PLC0415 - DBOS takes half a second
+
+        engine = Engine(database, objects, settings.config, folder)
+    return Services(
+        folder=folder,
+        config=settings.config,
+        database=database,
+        objects=objects,
+        vault=Vault.open(folder.secret_key),
+        engine=engine,
+        public_url=settings.config.public_url or settings.public_url,
+        is_loopback=settings.is_loopback,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    from batchrouter.server.delivery.courier import Courier  # noqa: PLC0415 - httpx loads here
+
+    services: Services = app.state.services
+    started_s = time.time()
+    if services.engine is not None:
+        await services.engine.start()
+    # The engine holds the folder's lock now, so what is older than this start has no owner.
+    await run_in_threadpool(clear_leftovers, services, before_s=started_s)
+    courier = Courier(services.database, services.vault, allow_loopback_http=services.is_loopback)
+    await courier.start()
+    keeping = asyncio.create_task(_keep_house(services))
+    app.state.is_ready = True
+    _LOG.info("ready", extra={"fields": {"version": __version__}})
+    try:
+        yield
+    finally:
+        app.state.is_ready = False
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await courier.stop()
+        if services.engine is not None:
+            await services.engine.stop()
+        services.database.close()
+        _LOG.info("stopped", extra={"fields": {}})
+
+
+async def _keep_house(services: Services) -> None:
+    """Let go of what its retention has ended for, every hour."""
+    while True:
+        try:
+            await run_in_threadpool(end_retention, services)
+        except Exception as error:  # noqa: BLE001 - the next hour is another try
+            _LOG.error("retention failed", exc_info=error)
+        await asyncio.sleep(_HOUSEKEEPING_S)
+
+
+def _healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+def _readyz(app: FastAPI) -> Callable[[], JSONResponse]:
+    def readyz() -> JSONResponse:
+        """The database answers, and accepted batches run."""
+        services: Services = app.state.services
+        with services.database.reading() as conn:
+            conn.execute(text("SELECT 1"))
+        is_ready: bool = app.state.is_ready
+        status = {True: (200, "ready"), False: (503, "starting or stopping")}[is_ready]
+        return JSONResponse({"status": status[1]}, status_code=status[0])
+
+    return readyz

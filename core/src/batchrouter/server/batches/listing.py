@@ -1,0 +1,79 @@
+"""Pages of batches, newest first, that stay whole while batches come and go."""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select, tuple_
+
+from batchrouter.server.batches.view import summaries, views
+from batchrouter.server.refusals import refusal
+from batchrouter.server.storage.tables import batches
+
+__all__ = ["ListQuery", "list_batches"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """A page that is asked for.
+
+    Attributes:
+        limit: Batches a page.
+        after: The cursor of the page before, or None.
+        states: Only batches in one of these; empty for all.
+        updated_after_us: Only batches changed at that time or later.
+        is_summary: Show ids, states, counts and times only.
+    """
+
+    limit: int
+    after: str | None
+    states: Sequence[str]
+    updated_after_us: int | None
+    is_summary: bool
+
+
+def list_batches(conn: Connection, workspace_id: str, query: ListQuery) -> dict[str, Any]:
+    """Read one page, in the order (created, id) descending.
+
+    Raises:
+        APIError: `invalid_request`, when the cursor is malformed.
+    """
+    statement = select(batches).where(batches.c.workspace_id == workspace_id)
+    if query.after is not None:
+        created_at, batch_id = _decode(query.after)
+        statement = statement.where(
+            tuple_(batches.c.created_at, batches.c.id) < tuple_(created_at, batch_id)
+        )
+    if query.states:
+        statement = statement.where(batches.c.state.in_(query.states))
+    if query.updated_after_us is not None:
+        statement = statement.where(batches.c.updated_at >= query.updated_after_us)
+    ordered = statement.order_by(batches.c.created_at.desc(), batches.c.id.desc())
+    # One more than asked for tells whether there is another page.
+    found = conn.execute(ordered.limit(query.limit + 1)).all()
+    rows = found[: query.limit]
+    has_more = len(found) > query.limit
+    return {
+        "data": summaries(rows) if query.is_summary else views(conn, rows),
+        "has_more": has_more,
+        "next_cursor": _encode(rows[-1].created_at, rows[-1].id) if has_more else None,
+    }
+
+
+def _encode(created_at: int, batch_id: str) -> str:
+    position = json.dumps([created_at, batch_id], separators=(",", ":"))
+    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> tuple[int, str]:
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        created_at, batch_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (UnicodeError, binascii.Error, ValueError, TypeError):
+        created_at = batch_id = None
+    if type(created_at) is not int or type(batch_id) is not str or abs(created_at) >= 2**63:
+        raise refusal("invalid_request", "after: is no cursor; send a page's next_cursor as it is")
+    return created_at, batch_id

@@ -1,0 +1,70 @@
+"""Every error as the contract's error object; what nobody foresaw as an `internal_error`."""
+
+import errno
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from batchrouter.errors import APIError
+from batchrouter.server.refusals import refusal
+
+__all__ = ["add_error_handlers", "answer_for", "foreseen"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Have FastAPI's own errors answered in the contract's form as well."""
+    app.add_exception_handler(APIError, _answer_refusal)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+
+
+def answer_for(error: APIError) -> JSONResponse:
+    """Write the error object, and `Retry-After` when there is a wait."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if error.status == 401:  # noqa: PLR2004 - a 401 must name its scheme (RFC 9110, 11.6.1)
+        headers["WWW-Authenticate"] = "Bearer"
+    body: dict[str, Any] = {"code": error.code, "message": error.args[0], "details": error.details}
+    return JSONResponse({"error": body}, status_code=error.status, headers=headers)
+
+
+def foreseen(error: Exception) -> APIError | None:
+    """Recognise a full disk, wherever it was met; None for anything else."""
+    is_full = (isinstance(error, OSError) and error.errno in _FULL) or (
+        isinstance(error, OperationalError) and "disk is full" in str(error.orig)
+    )
+    if not is_full:
+        return None
+    return refusal("storage_full", "the router's disk is full; nothing was kept: try again later")
+
+
+async def _answer_refusal(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, APIError)
+    return answer_for(error)
+
+
+async def _answer_http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    body = {"code": code, "message": str(error.detail), "details": {}}
+    return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
+
+
+async def _answer_validation(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        {"path": ".".join(str(part) for part in item["loc"][1:]), "problem": item["msg"]}
+        for item in error.errors()
+    ]
+    first = problems[0]
+    return answer_for(
+        refusal("invalid_request", f"{first['path']}: {first['problem']}", problems=problems)
+    )

@@ -1,0 +1,104 @@
+"""One JSON line a request, with nothing in it that anybody could use.
+
+No query strings (they sign URLs), no headers, no bodies. Every reply carries the request's id,
+so that a caller's report leads to its line.
+"""
+
+import json
+import logging
+import re
+import time
+import traceback
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from batchrouter.server.http.failures import answer_for, foreseen
+from batchrouter.server.refusals import refusal
+from batchrouter.server.storage.ids import new_id
+
+__all__ = ["JsonLines", "RequestLog"]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LOG = logging.getLogger("batchrouter.server.requests")
+
+
+class JsonLines(logging.Formatter):
+    """Writes a record as one JSON object: time, level, logger, message and its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the record; an exception is named with its frames, without its values."""
+        entry = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            entry["exception"] = _described(record.exc_info[1])
+        return json.dumps(entry, default=str)
+
+
+class RequestLog:
+    """ASGI middleware: request ids, the log line, and an answer for unforeseen errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else new_id("req")
+        started_s = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        fields = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499
+        except Exception as error:  # noqa: BLE001 - the last one that can answer
+            refused = foreseen(error)
+            if refused is None:
+                error_id = new_id("err")
+                _LOG.error(
+                    "failed", exc_info=error, extra={"fields": {**fields, "error_id": error_id}}
+                )
+                refused = refusal(
+                    "internal_error",
+                    "the router failed; its log tells more under this error id",
+                    error_id=error_id,
+                )
+            if status == 0:
+                await answer_for(refused)(scope, receive, send_with_id)
+        finally:
+            elapsed_ms = round((time.perf_counter() - started_s) * 1000, 1)
+            line = {**fields, "status": status, "ms": elapsed_ms}
+            _LOG.info("request", extra={"fields": line})
+
+
+def _described(error: BaseException) -> dict[str, object]:
+    """Name an exception by type and frames: messages may quote a caller's data."""
+    frames = traceback.extract_tb(error.__traceback__)
+    described: dict[str, object] = {
+        "type": type(error).__name__,
+        "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]],
+    }
+    if isinstance(error, OSError | SQLAlchemyError):
+        # The system's and the database's own words; parameters are hidden.
+        described["message"] = str(error)
+    return described
