@@ -25,7 +25,7 @@ __all__ = ["Courier"]
 _log = logging.getLogger(__name__)
 
 #: How long a new event waits at most before its first try, in seconds.
-LOOK_EVERY_S = 0.05
+LOOK_EVERY_S = 0.1
 
 MAX_AT_ONCE = 32
 MAX_ANSWER_BYTES = 64 * 1024

@@ -111,6 +111,7 @@ class SimulatedLane:
         self._options = options
         self._submissions = submissions
         self._generators: dict[bytes, SchemaGenerator | UnsupportedSchemaError] = {}
+        self._hashers: dict[str, hashlib.blake2b] = {}
         self._seed = f"{options.seed}/{self.provider}/{model}/".encode()
 
     def worst_case(self, item: LaneItem) -> tuple[int, int]:
@@ -149,8 +150,9 @@ class SimulatedLane:
         """Let it go: what was accepted is finished and billed."""
 
     def _answer(self, item: LaneItem) -> LaneAnswer:
-        digest = hashlib.blake2b(item.body, digest_size=8, key=self._key(item.endpoint)).digest()
-        seed = int.from_bytes(digest, "little")
+        hasher = self._hasher(item.endpoint)
+        hasher.update(item.body)
+        seed = int.from_bytes(hasher.digest(), "little")
         trouble = self._trouble(seed, item.attempt)
         if trouble is not None:
             return trouble
@@ -166,8 +168,13 @@ class SimulatedLane:
             message = f"the request is not what {item.endpoint} takes ({type(wrong).__name__})"
         return LaneAnswer(None, error_code="invalid_input", error_message=message)
 
-    def _key(self, endpoint: str) -> bytes:
-        return hashlib.blake2b(self._seed + endpoint.encode(), digest_size=32).digest()
+    def _hasher(self, endpoint: str) -> "hashlib.blake2b":
+        """Return a hash that has taken in all of the seed; copies of it take in the items."""
+        hasher = self._hashers.get(endpoint)
+        if hasher is None:
+            content = self._seed + endpoint.encode()
+            hasher = self._hashers[endpoint] = hashlib.blake2b(content, digest_size=8)
+        return hasher.copy()
 
     def _trouble(self, seed: int, attempt: int) -> LaneAnswer | None:
         options = self._options
@@ -238,9 +245,9 @@ class SimulatedLane:
         is_many = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
         texts: list[Any] = given if is_many else [given]
         vectors = [_unit_vector(self._seed + _encode(text), size) for text in texts]
-        told: list[Any] = [list(vector) for vector in vectors]
+        told: list[Any] = vectors
         if request.encoding_format == "base64":
-            told = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
+            told = [base64.b64encode(array("f", vector).tobytes()).decode() for vector in vectors]
         tokens = _tokens(len(item.body))
         return LaneAnswer(
             shapes.embeddings_body(told, model=self.model, input_tokens=tokens), tokens
@@ -277,8 +284,16 @@ def _schema_of(asked: Any) -> dict[str, Any] | None:
     return schema
 
 
-def _unit_vector(content: bytes, size: int) -> "array[float]":
-    """Return a vector of length 1, as 32-bit floats, that depends on the content alone."""
-    raw = array("h", hashlib.shake_128(content).digest(2 * size))
-    norm = math.sqrt(sum(value * value for value in raw)) or 1.0
-    return array("f", [value / norm for value in raw])
+def _unit_vector(content: bytes, size: int) -> list[float]:
+    """Return a vector of length 1 that depends on the content alone.
+
+    Its numbers take 256 levels and 9 decimals: few enough to be made once for a vector.
+    """
+    raw = hashlib.shake_128(content).digest(size)
+    norm = math.sqrt(sum(map(_SQUARES.__getitem__, raw)))
+    levels = [round((level - _MIDDLE) / norm, 9) for level in range(256)]
+    return [levels[byte] for byte in raw]
+
+
+_MIDDLE = 127.5
+_SQUARES = [(level - _MIDDLE) ** 2 for level in range(256)]

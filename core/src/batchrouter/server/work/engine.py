@@ -45,7 +45,7 @@ _BATCHES = "batches"
 _CHUNKS = "chunks"
 
 #: A batch passes three queues on its way; each costs half of this on average.
-_POLL_S = 0.05
+_POLL_S = 0.2
 _BATCHES_AT_ONCE = 16
 #: Chunks of one batch, and of all: most of them wait for a provider, in a thread each. A
 #: partition per batch keeps a batch of 10 million items from holding up one of ten.
@@ -106,7 +106,7 @@ class Engine:
         """
         self._lock = FolderLock.acquire(self._folder.lock)
         try:
-            self._launch()
+            await self._launch()
         except BaseException:
             self._lock.release()
             raise
@@ -160,7 +160,7 @@ class Engine:
             options["queue_partition_key"] = arguments[0]
         self._client.enqueue_in_transaction(conn, options, *arguments)
 
-    def _launch(self) -> None:
+    async def _launch(self) -> None:
         from dbos import DBOS, DBOSClient, DBOSConfig  # noqa: PLC0415 - see `stop`
         from dbos._serialization import DBOSPortableJSON  # noqa: PLC0415, PLC2701 - pinned 3.4: the default is pickle, which runs what it reads
 
@@ -189,13 +189,13 @@ class Engine:
             application_name=_APP_NAME,
             lazy=True,
         )
-        DBOS.register_queue(
+        await DBOS.register_queue_async(
             _BATCHES,
             worker_concurrency=_BATCHES_AT_ONCE,
             polling_interval_sec=_POLL_S,
             on_conflict="always_update",
         )
-        DBOS.register_queue(
+        await DBOS.register_queue_async(
             _CHUNKS,
             worker_concurrency=_CHUNKS_AT_ONCE,
             partition_concurrency=_CHUNKS_AT_ONCE_PER_BATCH,
@@ -207,7 +207,9 @@ class Engine:
         """Make a workflow of one recorded step."""
         from dbos import DBOS  # noqa: PLC0415 - see `stop`
 
-        step = DBOS.step(name=f"{name}_step")(work)
+        @DBOS.step(name=f"{name}_step")
+        def step(*arguments: Any) -> None:
+            work(*arguments)
 
         def workflow(*arguments: Any) -> None:
             step(*arguments)
