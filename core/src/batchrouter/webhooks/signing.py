@@ -41,6 +41,7 @@ MAX_BARE_AGE_S = 25 * 3600
 MALFORMED = "webhook_malformed"
 """`WebhookError.code` when the sender is proven and the body is still not an event."""
 
+_MAX_ID_CHARS = 200
 _PREFIX = "whsec_"
 _SECRET_BYTES = 32
 _MIN_KEY_BYTES = 24
@@ -254,6 +255,8 @@ def _read_event(body: bytes, *, signed_id: str | None) -> Event:
     event_type = fields.get("type")
     if not isinstance(event_id, str) or not isinstance(event_type, str):
         raise _malformed("id and type must be strings")
+    if not event_id.isprintable() or len(event_id) > _MAX_ID_CHARS:
+        raise _malformed(f"an id has at most {_MAX_ID_CHARS} printable characters")
     return Event(
         id=event_id,
         type=event_type,
