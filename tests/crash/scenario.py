@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from batchrouter.testing import RunningRouter
 
 from batchrouter import Client
+from batchrouter.testing import RunningRouter
 
 SIGKILLED = -9
 ROWS = 24

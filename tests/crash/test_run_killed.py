@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from batchrouter.testing import RunningRouter, running_router
 
+from batchrouter.testing import RunningRouter, running_router
 from crash.scenario import ROWS, SIGKILLED, Scenario, batches_of
 
 SHORT = [

@@ -24,6 +24,7 @@ class RunContext:
     """One attempt at one run.
 
     Attributes:
+        owns_client: True when the run opened its client, and so closes it.
         limit: Build only this many rows; None for all.
         tell: Takes progress.
     """
@@ -34,6 +35,7 @@ class RunContext:
     journal: Journal
     settings: Settings
     open_client: Callable[[], "Client"]
+    owns_client: bool = True
     limit: int | None = None
     tell: ProgressListener = nobody_listens
     _client: "Client | None" = field(default=None, repr=False)
@@ -49,6 +51,12 @@ class RunContext:
         if self._client is None:
             self._client = self.open_client()
         return self._client
+
+    def release_client(self) -> None:
+        """Close the client if the run opened it; the next step opens another."""
+        client, self._client = self._client, None
+        if client is not None and self.owns_client:
+            client.close()
 
     @property
     def manifest(self) -> BuiltManifest:

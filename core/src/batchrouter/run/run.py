@@ -114,6 +114,7 @@ class Run:
             journal=Journal(folder),
             settings=settings,
             open_client=_client_opener(client, settings),
+            owns_client=client is None,
             limit=limit,
             tell=on_progress or nobody_listens,
         )
@@ -121,6 +122,16 @@ class Run:
         if attempt is not None:
             claim(context, attempt)
         return cls(context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections that the run opened; a later step opens them again."""
+        self._context.release_client()
 
     @property
     def folder_url(self) -> str:
