@@ -1,0 +1,146 @@
+"""`keys`: who may talk to the embedded router."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchrouter.cli.console import out, say_json, table
+from batchrouter.cli.options import json_option
+from batchrouter.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_SCOPES = ("quote", "submit", "read", "cancel")
+
+_data_option = click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The folder of a router that was started there; it may be running.",
+)
+
+
+@click.group()
+def keys() -> None:
+    """The API keys of an embedded router; a running one sees every change at once."""
+
+
+@keys.command()
+@_data_option
+@click.option(
+    "--scopes",
+    default=",".join(_SCOPES),
+    show_default=True,
+    help="What the key may do, separated by commas.",
+)
+@click.option("--label", default="", help="For people: whose key it is.")
+@json_option
+def create(*, data_dir: Path, scopes: str, label: str, as_json: bool) -> None:
+    """Mint a key and print it: it is shown this once, and only its hash is kept."""
+    with _connection(data_dir):
+        from batchrouter.server.serve import mint_key  # noqa: PLC0415 - loads the router
+
+        names = [name.strip() for name in scopes.split(",") if name.strip()]
+        key = mint_key(data_dir, names, label)
+    if as_json:
+        say_json({"key": key, "scopes": names, "label": label})
+    else:
+        click.echo(key)
+
+
+@keys.command(name="list")
+@_data_option
+@json_option
+def list_command(*, data_dir: Path, as_json: bool) -> None:
+    """List the keys by id; the keys themselves are known to nobody but their owners."""
+    with _connection(data_dir) as conn:
+        found = _rows(conn)
+    if as_json:
+        say_json(found)
+        return
+    shown = table("id", "label", "scopes", "created", "revoked")
+    for row in found:
+        shown.add_row(row["id"], row["label"], row["scopes"], row["created_at"], row["revoked_at"])
+    out().print(shown)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@_data_option
+def revoke(*, key_id: str, data_dir: Path) -> None:
+    """Revoke a key by the id that `keys list` shows; requests with it are refused from now on."""
+    from sqlalchemy import update  # noqa: PLC0415 - `--help` does without
+
+    with _connection(data_dir) as conn:
+        from batchrouter.server.storage.clock import now_us  # noqa: PLC0415 - loads SQLAlchemy
+        from batchrouter.server.storage.tables import api_keys  # noqa: PLC0415 - as above
+
+        done = conn.execute(
+            update(api_keys)
+            .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+            .values(revoked_at=now_us())
+        )
+    if not done.rowcount:
+        raise ConfigError(
+            f"there is no key {key_id!r} that could be revoked; "
+            f"`batchrouter keys list --data {data_dir}` has the ids"
+        )
+    out().print(f"{key_id} is revoked.")
+
+
+@contextmanager
+def _connection(data_dir: Path) -> "Generator[Connection]":
+    try:
+        from batchrouter.server.storage.database import Database  # noqa: PLC0415 - SQLAlchemy
+        from batchrouter.server.storage.folder import DataFolder  # noqa: PLC0415 - as above
+    except ModuleNotFoundError as error:
+        raise MissingExtraError.for_extra("server", needed_for="the router's keys") from error
+    path = DataFolder.open(data_dir).database
+    if not path.is_file():
+        # A key in a fresh folder would keep the router from minting its own first one.
+        raise ConfigError(
+            f"no router was started in {data_dir} yet: `batchrouter serve --data {data_dir}`"
+        )
+    database = Database.open(path)
+    try:
+        with database.writing() as conn:
+            yield conn
+    finally:
+        database.close()
+
+
+def _rows(conn: "Connection") -> list[dict[str, Any]]:
+    from sqlalchemy import select  # noqa: PLC0415 - `--help` does without
+
+    from batchrouter.server.storage.tables import api_keys  # noqa: PLC0415 - as above
+
+    wanted = select(
+        api_keys.c.id,
+        api_keys.c.label,
+        api_keys.c.scopes,
+        api_keys.c.created_at,
+        api_keys.c.revoked_at,
+    ).order_by(api_keys.c.created_at)
+    return [
+        {
+            "id": row.id,
+            "label": row.label,
+            "scopes": row.scopes,
+            "created_at": _written(row.created_at),
+            "revoked_at": _written(row.revoked_at),
+        }
+        for row in conn.execute(wanted)
+    ]
+
+
+def _written(at_us: int | None) -> str | None:
+    return (
+        None if at_us is None else f"{datetime.fromtimestamp(at_us / 1e6, UTC):%Y-%m-%d %H:%M:%SZ}"
+    )
