@@ -1,19 +1,21 @@
 """The embedded router on a real socket, in a process of its own that a test may kill."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from batchrouter.errors import ConfigError, TransportError
-from batchrouter.testing.toml import to_toml
 
 if TYPE_CHECKING:
     from batchrouter.api.settings import Settings
@@ -188,10 +190,10 @@ def running_router(
         folder = Path(scratch, "router") if data_dir is None else Path(data_dir)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         options = ["--port", str(port)]
-        if config is not None:
-            options += ["--config", str(_config_file(config, Path(scratch)))]
-        if public_url is not None:
-            options += ["--public-url", public_url]
+        if config is not None or public_url is not None:
+            path = Path(scratch, "router.json")
+            path.write_text(json.dumps(_config(config, public_url), default=str), "utf-8")
+            options += ["--config", str(path)]
         router = RunningRouter(folder, options=options, log_path=folder / "router.log")
         try:
             router.start(env)
@@ -209,15 +211,23 @@ def _require_server() -> None:
         raise MissingExtraError.for_extra("server", needed_for="the embedded router")
 
 
-def _config_file(config: str | Path | Mapping[str, Any], scratch: Path) -> Path:
-    if isinstance(config, Mapping):
-        path = scratch / "router.toml"
-        path.write_text(to_toml(config), encoding="utf-8")
-        return path
-    path = Path(config)
-    if not path.is_file():
-        raise ConfigError(f"config: {path} is no file; pass a router.toml or a mapping")
-    return path.resolve()
+def _config(
+    config: str | Path | Mapping[str, Any] | None, public_url: str | None
+) -> Mapping[str, Any]:
+    if not isinstance(config, Mapping):
+        path = Path(config) if config is not None else _built_in_config()
+        try:
+            # A price read as a float would have lost its last digits already.
+            config = tomllib.loads(path.read_text("utf-8"), parse_float=Decimal)
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"config: {path} is no router.toml: {error}") from None
+    return {**config, "public_url": public_url} if public_url is not None else config
+
+
+def _built_in_config() -> Path:
+    import batchrouter.server.config as server_config  # noqa: PLC0415 - loads pydantic
+
+    return Path(server_config.__file__).with_name(server_config.DEFAULT_CONFIG)
 
 
 def _answers(base_url: str, path: str) -> bool:
