@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -395,3 +396,25 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
     assert peaks[1] < peaks[0] + 30
     assert peaks[1] < 320, peaks
+
+
+def test_every_kill_point_is_passed_in_order(tmp_path: Path) -> None:
+    code = """
+import sys, fsspec, pyarrow as pa
+from batchrouter.job import Chat, Job, Route
+from batchrouter.manifest.build import build_manifest
+job = Job(name="j", source=pa.table({"id": [1, 2]}), key="id", request=Chat(user="{id}"),
+          route=Route(models=["m"]), budget="none", sink="s", parts={"max_items": 1})
+out = sys.argv[1]
+build_manifest(job, fs=fsspec.filesystem("file"), manifest_dir=out, rows_dir=out, token="t")
+"""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    environment = {**os.environ, "BATCHROUTER_KILL_LOG": str(log)}
+    subprocess.run(command, env=environment, check=True)
+    one_part = ["before_part", "after_part", "before_close", "after_close"]
+    assert log.read_text().split() == [f"manifest.{point}" for point in one_part * 2]
+
+    killed = {**os.environ, "BATCHROUTER_KILL_AT": "manifest.before_close:2"}
+    assert subprocess.run(command, env=killed, check=False).returncode == -9
+    assert subprocess.run(command, env=environment, check=True).returncode == 0
