@@ -74,7 +74,7 @@ def test_lines_ids_and_hashes_stay(tmp_path: Path, kind: str) -> None:
     rows = pq.read_table(tmp_path / "t-part-00000.parquet").to_pylist()
     made = {
         "fingerprint": job.fingerprint(),
-        "lines": (tmp_path / "t-part-00000.jsonl").read_text().splitlines(),
+        "lines": (tmp_path / "t-part-00000.jsonl").read_text("utf-8").split("\n")[:-1],
         "item_ids": [row["_item_id"] for row in rows],
         "request_hashes": [row["_request_hash"] for row in rows],
     }
