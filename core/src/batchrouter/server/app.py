@@ -14,6 +14,7 @@ from sqlalchemy import text
 from starlette.concurrency import run_in_threadpool
 
 from batchrouter._version import __version__
+from batchrouter.errors import ConfigError
 from batchrouter.server.config import RouterConfig
 from batchrouter.server.http.downloads import downloads
 from batchrouter.server.http.failures import add_error_handlers
@@ -68,6 +69,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.services = services
     app.state.rate_limit = RateLimit(settings.config.limits.requests_per_minute)
     app.state.is_ready = False
+    app.state.start_refused = None
     app.add_middleware(RequestLog)
     add_error_handlers(app)
     # Uploads first: their path would also match `/v1/batches/{batch_id}` of another method.
@@ -108,7 +110,12 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     services: Services = app.state.services
     started_s = time.time()
     if services.engine is not None:
-        await services.engine.start()
+        try:
+            await services.engine.start()
+        except ConfigError as error:
+            # The server only logs what stops its start; whoever serves wants to say it.
+            app.state.start_refused = error
+            raise
     # The engine holds the folder's lock now, so what is older than this start has no owner.
     await run_in_threadpool(clear_leftovers, services, before_s=started_s)
     courier = Courier(services.database, services.vault, allow_loopback_http=services.is_loopback)

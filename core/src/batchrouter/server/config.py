@@ -336,7 +336,14 @@ def load_config(path: str | Path | None = None) -> RouterConfig:
     try:
         return RouterConfig.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(name, text, item) for item in error.errors(include_url=False)]
+        items = error.errors(include_url=False)
+        places = [item["loc"] for item in items]
+        problems = [
+            _problem(name, text, item)
+            for item in items
+            # A list that lost its wrong entries is not too short besides.
+            if not any(place[: len(item["loc"])] == item["loc"] != place for place in places)
+        ]
         raise ConfigError("\n".join(problems)) from None
 
 

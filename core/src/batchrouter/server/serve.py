@@ -8,12 +8,16 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchrouter.errors import ConfigError
 from batchrouter.server.config import load_config
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
 from batchrouter.server.storage.keys import SCOPES, create_key, has_keys, revoke_key
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 __all__ = ["mint_key", "revoke", "serve"]
 
@@ -63,8 +67,7 @@ def serve(
     from batchrouter.server.app import AppSettings, create_app  # noqa: PLC0415 - checks come first
 
     app = create_app(AppSettings(folder.root, config, public_url=address, is_loopback=is_loopback))
-    folder.address.write_text(f"{address}\n", encoding="utf-8")
-    _run(app, listener, address)
+    _run(app, listener, address, folder)
 
 
 def mint_key(
@@ -155,18 +158,19 @@ def _write_secret(path: Path, secret: str) -> None:
         os.fsync(file.fileno())
 
 
-def _run(app: object, listener: socket.socket, address: str) -> None:
+def _run(app: "FastAPI", listener: socket.socket, address: str, folder: DataFolder) -> None:
     import uvicorn  # noqa: PLC0415 - only a router that really serves needs it
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if not self.should_exit:
+                folder.address.write_text(f"{address}\n", encoding="utf-8")
                 sys.stdout.write(f"batchrouter: listening on {address}\n")
                 sys.stdout.flush()
 
     settings = uvicorn.Config(
-        app,  # pyright: ignore[reportArgumentType] - uvicorn's own ASGI types reject every app
+        app,
         # uvicorn's access log writes query strings, which sign URLs.
         access_log=False,
         log_config=None,
@@ -181,8 +185,11 @@ def _run(app: object, listener: socket.socket, address: str) -> None:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         return
+    except SystemExit:
+        # uvicorn leaves so when the start fails.
+        pass
     if not server.started:
-        raise ConfigError("the router could not start: its log says why")
+        raise app.state.start_refused or ConfigError("the router cannot start: its log says why")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -135,7 +135,7 @@ def _native(item: dict[str, Any]) -> tuple[Line, int]:
     operation = item.get("operation")
     model = _model(item, "model")
     if "operation" in item:
-        if operation not in _OPERATIONS:
+        if type(operation) is not str or operation not in _OPERATIONS:
             known = ", ".join(sorted(_OPERATIONS))
             raise LineError("invalid_field", f"operation: must be one of {known}")
         _check_input(body, operation, "input")

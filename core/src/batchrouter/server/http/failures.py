@@ -32,6 +32,8 @@ def answer_for(error: APIError) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if error.status == 401:  # noqa: PLR2004 - a 401 must name its scheme (RFC 9110, 11.6.1)
         headers["WWW-Authenticate"] = "Bearer"
+    if error.code == "range_not_satisfiable":
+        headers["Content-Range"] = f"bytes */{error.details['size_bytes']}"
     body: dict[str, Any] = {"code": error.code, "message": error.args[0], "details": error.details}
     return JSONResponse({"error": body}, status_code=error.status, headers=headers)
 

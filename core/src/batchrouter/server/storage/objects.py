@@ -21,6 +21,7 @@ from batchrouter import killpoints
 
 __all__ = ["ObjectWriter", "Objects", "StoreFullError"]
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 _READ_BLOCK_BYTES = 1024 * 1024
 
@@ -195,12 +196,8 @@ class Objects:
 def _full_store_told() -> Generator[None]:
     try:
         yield
-    except BaseError as error:
-        # obstore gives the system's error only as text.
-        if "os error 28" in str(error) or "StorageFull" in str(error):
-            raise StoreFullError from None
-        raise
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    except (BaseError, OSError) as error:
+        # obstore gives the system's error as text only, under either type.
+        if "os error 28" in str(error) or getattr(error, "errno", None) in _FULL:
             raise StoreFullError from None
         raise
