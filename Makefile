@@ -9,7 +9,7 @@ BIN         := $(VENV)/bin
 READY       := $(VENV)/.ready-core
 CONSTRAINTS := tests/constraints/core.txt
 # Two workers: what CI has. Each test may still start a router of its own.
-PYTEST      := $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST      := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format bench drills constraints setup clean

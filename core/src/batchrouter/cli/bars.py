@@ -24,6 +24,9 @@ _DOING = {
 }
 """What each stage of a run is doing, and what it has done."""
 
+_WIDTH_FOR_DETAILS = 120
+"""A batch's id beside the bar needs so many columns; in fewer it would squeeze the bar."""
+
 
 @contextmanager
 def progress_bars() -> "Generator[ProgressListener]":
@@ -53,15 +56,16 @@ def _warnings_through_console() -> logging.Handler:
 def _new_bars() -> "Bars":
     from rich import progress  # noqa: PLC0415 - `--help` does without
 
-    return progress.Progress(
+    columns: list[progress.ProgressColumn] = [
         progress.SpinnerColumn(finished_text="[green]✓[/]"),
-        progress.TextColumn("{task.description:<24}"),
-        progress.BarColumn(bar_width=30),
+        progress.TextColumn("{task.description:<23}"),
+        progress.BarColumn(bar_width=20),
         progress.TextColumn("{task.fields[amount]}"),
         progress.TimeElapsedColumn(),
-        progress.TextColumn("[dim]{task.fields[detail]}"),
-        console=err(),
-    )
+    ]
+    if err().width >= _WIDTH_FOR_DETAILS:
+        columns.append(progress.TextColumn("[dim]{task.fields[detail]}"))
+    return progress.Progress(*columns, console=err())
 
 
 class _Listener:

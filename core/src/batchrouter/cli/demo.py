@@ -5,7 +5,8 @@ folder, for the reader to go on from.
 """
 
 import os
-from collections.abc import Iterator
+import shlex
+import sys
 from contextlib import chdir
 from importlib import resources
 from pathlib import Path
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
 _FILES = ("tickets.jsonl", "job.yaml", "workflow.yaml")
 _SHOWN_ROWS = 8
-_SHOWN_SUBJECT_CHARACTERS = 34
+_OTHER_COLUMNS_WIDTH = 66
 
 _READ_WITH_DUCKDB = (
     "python -c 'import duckdb; duckdb.sql("
-    """\"\"\"select intent, count(*), sum(_cost_usd) from "labelled/*/*.parquet" group by all\"\"\""""
-    ").show()'"
+    '''"""select intent, count(*), sum(_cost_usd) '''
+    '''from "labelled/*/*.parquet" group by all""").show()\''''
 )
 
 
@@ -123,19 +124,17 @@ def _run(job: "Job", settings: "Settings", run_key: str) -> "Receipt":
 
 def _show_rows(receipt: "Receipt") -> None:
     out().rule("[bold]4. The table[/]: every row, with its columns and its cost", align="left")
-    shown = table("ticket_id", "subject", "intent", "urgent", "_status", "_model", "_cost_usd")
+    width = max(12, out().width - _OTHER_COLUMNS_WIDTH)
+    shown = table("ticket_id", "subject", "intent", "urgent", "_status", "_cost_usd")
     for row in _first_rows(receipt):
         subject = str(row["subject"])
-        if len(subject) > _SHOWN_SUBJECT_CHARACTERS:
-            subject = subject[: _SHOWN_SUBJECT_CHARACTERS - 1] + "…"
         shown.add_row(
             str(row["ticket_id"]),
-            subject,
+            subject if len(subject) <= width else subject[: width - 1] + "…",
             str(row.get("intent")),
-            str(row.get("urgent")),
+            str(row.get("urgent")).lower(),
             row["_status"],
-            row["_model"],
-            usd(row["_cost_usd"]),
+            f"{row['_cost_usd']:.8f}",
         )
     out().print(shown)
     out().print(
@@ -144,13 +143,12 @@ def _show_rows(receipt: "Receipt") -> None:
     )
 
 
-def _first_rows(receipt: "Receipt") -> Iterator[dict[str, Any]]:
-    from pyarrow import dataset  # noqa: PLC0415 - the demo needs it only here
+def _first_rows(receipt: "Receipt") -> list[dict[str, Any]]:
+    from pyarrow import parquet  # noqa: PLC0415 - `--help` does without
 
-    run_rows = dataset.dataset(receipt.location, format="parquet").filter(
-        dataset.field("_run_key") == receipt.run_key
-    )
-    yield from run_rows.head(_SHOWN_ROWS).to_pylist()
+    with parquet.ParquetFile(receipt.location) as file:
+        batch = next(file.iter_batches(batch_size=_SHOWN_ROWS), None)
+        return batch.to_pylist() if batch is not None else []
 
 
 def _show_paid_once(job: "Job", settings: "Settings", run_key: str) -> None:
@@ -166,22 +164,21 @@ def _show_paid_once(job: "Job", settings: "Settings", run_key: str) -> None:
 
 def _show_what_next(folder: Path) -> None:
     out().rule("[bold]What to try next[/]", align="left")
-    out().print(
-        "[dim]# In one terminal: the same router, now to stay. Ctrl-C ends it.[/]\n"
-        f"cd {_quoted(folder)} && batchrouter serve --data router\n\n"
-        "[dim]# In another one:[/]\n"
-        f"cd {_quoted(folder)}\n"
-        "export BATCHROUTER_BASE_URL=http://127.0.0.1:8765\n"
-        "export BATCHROUTER_API_KEY=$(cat router/api_key)\n"
-        "batchrouter doctor                              [dim]# is all well?[/]\n"
-        "batchrouter run job.yaml --run-key monday       [dim]# edit job.yaml first, if you like[/]\n"
-        "batchrouter run workflow.yaml --run-key monday  [dim]# buy the outcome, not a model[/]\n"
-        "batchrouter runs list",
-        soft_wrap=True,
-    )
+    enter = f"cd {shlex.quote(os.fspath(folder))}"
+    bin_dir = os.fspath(Path(sys.executable).parent)
+    if bin_dir not in os.environ.get("PATH", "").split(os.pathsep):
+        enter += f"; export PATH={shlex.quote(bin_dir)}:$PATH"
+    steps = f"""\
+[dim]# In one terminal: the same router, now to stay. Ctrl-C ends it.[/]
+{enter}
+batchrouter serve --data router
+
+[dim]# In another one:[/]
+{enter}
+export BATCHROUTER_BASE_URL=http://127.0.0.1:8765 BATCHROUTER_API_KEY=$(cat router/api_key)
+batchrouter doctor                              [dim]# is all well?[/]
+batchrouter run job.yaml --run-key monday       [dim]# edit job.yaml first, if you like[/]
+batchrouter run workflow.yaml --run-key monday  [dim]# buy the outcome, not a model[/]
+batchrouter runs list"""
+    out().print(steps, soft_wrap=True)
     out().print(_READ_WITH_DUCKDB, soft_wrap=True, markup=False)
-
-
-def _quoted(folder: Path) -> str:
-    text = os.fspath(folder)
-    return f"'{text}'" if " " in text else text

@@ -44,11 +44,11 @@ def keys() -> None:
 @json_option
 def create(*, data_dir: Path, scopes: str, label: str, as_json: bool) -> None:
     """Mint a key and print it: it is shown this once, and only its hash is kept."""
-    with _connection(data_dir):
-        from batchrouter.server.serve import mint_key  # noqa: PLC0415 - loads the router
+    _database_path(data_dir)
+    from batchrouter.server.serve import mint_key  # noqa: PLC0415 - loads the router
 
-        names = [name.strip() for name in scopes.split(",") if name.strip()]
-        key = mint_key(data_dir, names, label)
+    names = [name.strip() for name in scopes.split(",") if name.strip()]
+    key = mint_key(data_dir, names, label)
     if as_json:
         say_json({"key": key, "scopes": names, "label": label})
     else:
@@ -95,11 +95,9 @@ def revoke(*, key_id: str, data_dir: Path) -> None:
     out().print(f"{key_id} is revoked.")
 
 
-@contextmanager
-def _connection(data_dir: Path) -> "Generator[Connection]":
+def _database_path(data_dir: Path) -> Path:
     try:
-        from batchrouter.server.storage.database import Database  # noqa: PLC0415 - SQLAlchemy
-        from batchrouter.server.storage.folder import DataFolder  # noqa: PLC0415 - as above
+        from batchrouter.server.storage.folder import DataFolder  # noqa: PLC0415 - SQLAlchemy
     except ModuleNotFoundError as error:
         raise MissingExtraError.for_extra("server", needed_for="the router's keys") from error
     path = DataFolder.open(data_dir).database
@@ -108,6 +106,14 @@ def _connection(data_dir: Path) -> "Generator[Connection]":
         raise ConfigError(
             f"no router was started in {data_dir} yet: `batchrouter serve --data {data_dir}`"
         )
+    return path
+
+
+@contextmanager
+def _connection(data_dir: Path) -> "Generator[Connection]":
+    path = _database_path(data_dir)
+    from batchrouter.server.storage.database import Database  # noqa: PLC0415 - loads SQLAlchemy
+
     database = Database.open(path)
     try:
         with database.writing() as conn:

@@ -1,5 +1,6 @@
 """A quote and a receipt as a person likes to read them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchrouter.cli.console import counted, out, pairs, seconds, table, usd
@@ -76,7 +77,7 @@ def show_receipt(receipt: "Receipt") -> None:
     landed = "Landed" if receipt.outcome == "landed" else "Landed what came"
     out().print(
         f"[bold green]{landed}[/]  {counted(receipt.row_count, 'row')} in "
-        f"[bold]{receipt.location}[/]",
+        f"[bold]{_near_path(receipt.location)}[/]",
         soft_wrap=True,
     )
     rows: list[tuple[str, Any]] = [
@@ -97,6 +98,12 @@ def show_receipt(receipt: "Receipt") -> None:
         ("run", f"{receipt.job} · {receipt.run_key} · {seconds(receipt.duration_s)}"),
     ]
     out().print(pairs(rows))
+
+
+def _near_path(location: str) -> str:
+    # From where the user stands, when it is below: shorter, and still good to paste.
+    path, here = Path(location), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else location
 
 
 def _rows(receipt: "Receipt") -> str:
