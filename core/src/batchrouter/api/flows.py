@@ -17,7 +17,6 @@ from batchrouter.api.models import ArtifactLink, Batch, BatchPage, ManifestFile,
 from batchrouter.api.steps import Flow, Send, Work
 from batchrouter.api.uploads import Progress, prepare_upload
 from batchrouter.errors import ProtocolError
-from batchrouter.killpoints import reached
 
 
 def quote_model(caller: Caller, fields: Mapping[str, Any]) -> Flow[Quote]:
@@ -52,11 +51,9 @@ def upload_manifest(
             source, filename=filename, size_bytes=size_bytes, on_progress=on_progress
         )
     )
-    reached("api.before_upload")
     reply = yield from caller.call(
         Send("POST", "/v1/batches/input-manifests", upload=upload, is_repeatable=True)
     )
-    reached("api.after_upload")
     uploaded = ManifestFile.from_wire(reply.json())
     if uploaded.bytes is not None and uploaded.bytes != upload.size_bytes:
         raise ProtocolError(
@@ -77,11 +74,9 @@ def submit_batch(
     requests.check_idempotency_key(idempotency_key)
     fields = dict(body) if webhook is None else {**body, "webhook": dict(webhook)}
     request = Send("POST", "/v1/batches", fields=fields, idempotency_key=idempotency_key)
-    reached("api.before_create")
     reply, dropped = yield from caller.call_without_unknown(
         request, optional=requests.OPTIONAL_IN_BATCH
     )
-    reached("api.after_create")
     return Batch.from_wire(
         reply.json(),
         server_now=reply.server_now,
@@ -135,9 +130,7 @@ def artifact_url(caller: Caller, batch_id: str) -> Flow[ArtifactLink]:
 def cancel_batch(caller: Caller, batch_id: str) -> Flow[Batch]:
     """Ask that nothing more of a batch be sent."""
     path = requests.batch_path(batch_id, "cancel")
-    reached("api.before_cancel")
     reply = yield from caller.call(Send("POST", path, is_repeatable=True))
-    reached("api.after_cancel")
     return Batch.from_wire(reply.json(), server_now=reply.server_now)
 
 

@@ -92,4 +92,4 @@ def check_retention(older_than: timedelta) -> None:
         ConfigError: It is less than 26 h.
     """
     if older_than < REMEMBERED:
-        raise ConfigError(f"events must be kept for {REMEMBERED} at least, not {older_than}")
+        raise ConfigError(f"older_than: {older_than} is less than the 26 hours of a replay")
