@@ -43,10 +43,11 @@ keep: [text]
 
 def queries(rows: int = ROWS) -> pa.Table:
     words = ("card", "transfer", "refund", "fees")
-    return pa.table({
+    columns = {
         "query_id": [f"q{row:05d}" for row in range(rows)],
         "text": [f"My {words[row % 4]} number {row} — is it “late”?" for row in range(rows)],
-    })
+    }
+    return pa.table(columns, schema=pa.schema(dict.fromkeys(columns, pa.string())))
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Scenario:
         return landed.select(kept).sort_by("query_id").to_pylist()
 
 
-BATCHROUTER = [sys.executable, "-m", "batchrouter.cli"]
+BATCHROUTER = [sys.executable, "-m", "batchrouter"]
 
 
 def batches_of(router: RunningRouter, run_key: str) -> list[Any]:

@@ -1,5 +1,6 @@
 """`webhooks`: a receiver that writes deliveries into an inbox, and the secret that signs them."""
 
+import socket
 from typing import TYPE_CHECKING
 
 import click
@@ -50,11 +51,23 @@ def serve(*, host: str, port: int, inbox_url: str | None) -> None:
     settings = load_settings(inbox_url=inbox_url)
     url, signing_secret = _needed(settings)
     app = receiver(open_inbox(url, **settings.storage_options), signing_secret)
-    err().print(f"Receiving on http://{host}:{port} into the inbox.")
+    listening = _listen(host, port)
+    err().print(f"Receiving on http://{host}:{listening.getsockname()[1]} into the inbox.")
     if settings.webhook_url is None:
         err().print("[dim]Runs need BATCHROUTER_WEBHOOK_URL: how the router reaches this port.[/]")
-    uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")
+    config = uvicorn.Config(app, access_log=False, log_level="warning")
+    uvicorn.Server(config).run(sockets=[listening])
     out().print("Stopped.")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before anything is told, so that port 0 is told as the port that it became."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; name another --port"
+        ) from error
 
 
 def _needed(settings: "Settings") -> tuple[str, str]:

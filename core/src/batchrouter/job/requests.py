@@ -136,17 +136,28 @@ class Embedding(Request):
 
 
 class Workflow(Answered):
-    """The fields that a curated workflow's contract names (`route.workflow`)."""
+    """The fields that a curated workflow's contract names (`route.workflow`).
+
+    A field is JSON, and every text in it is a template.
+
+    Example:
+        >>> workflow = Workflow(input={"body": "{text}", "labels": ["card", "fees"]})
+        >>> [path for path, _ in workflow.templates()]
+        ['input.body', 'input.labels[0]', 'input.labels[1]']
+    """
 
     kind: Literal["workflow"] = "workflow"
-    input: dict[str, Template] = Field(
-        min_length=1, description="a template for each field of the workflow"
-    )
+    input: dict[str, Any] = Field(min_length=1, description="each field of the workflow")
+
+    @field_validator("input")
+    @classmethod
+    def _input_is_json(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return _checked_json(given)
 
     def templates(self) -> Iterator[tuple[str, Template]]:
-        """Yield each field's template."""
-        for name, template in self.input.items():
-            yield f"input.{name}", template
+        """Yield each text of the fields."""
+        for path, text in _texts(self.input, "input"):
+            yield path, Template(text)
 
 
 class Raw(Answered):
@@ -171,12 +182,9 @@ class Raw(Answered):
             raise ValueError("is empty; name the column that holds the input, or give a mapping")
         if isinstance(body, str):
             return body
-        plain: dict[str, Any] = plain_json(body)
-        if "model" in plain:
+        if "model" in body:
             raise ValueError(".model: has no place here: name it in route.models")
-        for _, text in _texts(plain, ""):
-            Template.checked(text)
-        return plain
+        return _checked_json(body)
 
     @model_validator(mode="after")
     def _output_needs_text(self) -> "Raw":
@@ -200,6 +208,17 @@ class Raw(Answered):
         """The cap inside a mapping; bodies out of a column are looked through at the build."""
         cap = self.body.get(_OUTPUT_CAP) if isinstance(self.body, dict) else None
         return cap if isinstance(cap, int) else None
+
+
+def _checked_json(given: dict[str, Any]) -> dict[str, Any]:
+    """Read a mapping as JSON whose texts are templates."""
+    plain: dict[str, Any] = plain_json(given)
+    for path, text in _texts(plain, ""):
+        try:
+            Template.checked(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return plain
 
 
 def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:

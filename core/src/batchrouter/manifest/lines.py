@@ -55,7 +55,7 @@ def _input_shape(job: Job) -> Shape:
     if isinstance(request, Embedding):
         return {"input": request.input, **request.parameters}
     if isinstance(request, Workflow):
-        return dict(request.input)
+        return _with_templates(request.input)
     return _raw_shape(request)
 
 
