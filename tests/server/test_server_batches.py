@@ -244,10 +244,16 @@ def test_a_chunk_is_claimed_only_while_its_worst_case_fits_under_the_quote(surfa
     quoted_units = int(float(batch["quoted_total"]["amount"]) * 10**6) * 10**6
     surface.settle(batch["id"], completed=1, failed=0, cost_units=0)
     with surface.services.database.writing() as conn:
-        columns = dict(
-            batch_id=batch["id"], lane_position=0, first_item=1, item_count=1, byte_start=0,
-            byte_end=1, state="planned", updated_at=now_us(),
-        )  # fmt: skip
+        columns = {
+            "batch_id": batch["id"],
+            "lane_position": 0,
+            "first_item": 1,
+            "item_count": 1,
+            "byte_start": 0,
+            "byte_end": 1,
+            "state": "planned",
+            "updated_at": now_us(),
+        }
         for number in (1, 2):
             conn.execute(ledger.chunks.insert().values(number=number, **columns))
         assert not ledger.claim_chunk(conn, batch["id"], 1, quoted_units + 1)

@@ -62,7 +62,8 @@ def test_the_references_model_quote_is_answered_as_the_contract_says(surface):
 
     quote = reply.json()
     assert reply.status_code == 200
-    assert quote["quote_id"].startswith("qlock_") and len(quote["quote_id"]) == 38
+    assert quote["quote_id"].startswith("qlock_")
+    assert len(quote["quote_id"]) == 38
     assert (quote["kind"], quote["state"], quote["item_count"]) == ("model", "active", 50000)
     assert quote["assumptions"] == {
         "input_tokens_per_item": 420,
