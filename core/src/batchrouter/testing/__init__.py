@@ -9,12 +9,18 @@ Example:
     ...     client = Client(router.settings())
 """
 
-from batchrouter.testing.kill_points import KILL_POINTS, ROUTER_KILL_POINTS, RUN_KILL_POINTS
+from batchrouter.testing.kill_points import (
+    KILL_POINTS,
+    RECEIVER_KILL_POINTS,
+    ROUTER_KILL_POINTS,
+    RUN_KILL_POINTS,
+)
 from batchrouter.testing.proxy import FaultProxy, Seen
 from batchrouter.testing.router import RunningRouter, running_router
 
 __all__ = [
     "KILL_POINTS",
+    "RECEIVER_KILL_POINTS",
     "ROUTER_KILL_POINTS",
     "RUN_KILL_POINTS",
     "FaultProxy",

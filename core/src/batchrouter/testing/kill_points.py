@@ -27,8 +27,13 @@ _JOURNALED = (
 RUN_KILL_POINTS: Final[tuple[str, ...]] = (
     *(f"journal.{when}_{event}" for event in _JOURNALED for when in ("before", "after")),
     "build.before",
+    "manifest.before_part",
+    "manifest.before_close",
+    "manifest.after_close",
+    "manifest.after_part",
     "build.after",
     "upload.before_send",
+    "api.mid_upload",
     "upload.after_send",
     "submit.before_send",
     "submit.after_send",
@@ -36,20 +41,59 @@ RUN_KILL_POINTS: Final[tuple[str, ...]] = (
     "cancel.after_send",
     "download.before",
     "download.during",
+    "api.mid_download",
+    "api.before_artifact_kept",
+    "api.after_artifact_kept",
     "download.after",
+    "landing.before_write",
+    "landing.mid_write",
+    "landing.before_quarantine",
+    "landing.after_quarantine",
+    "landing.before_commit",
+    "landing.after_commit",
 )
-"""Where a process that carries on a run may die."""
+"""Where a process that carries on a run may die, in the order of a run."""
+
+RECEIVER_KILL_POINTS: Final[tuple[str, ...]] = ("webhooks.before_put", "webhooks.after_put")
+"""Where a webhook receiver may die."""
 
 ROUTER_KILL_POINTS: Final[tuple[str, ...]] = (
     "quotes.before_commit",
     "quotes.after_commit",
     "objects.before_commit",
     "objects.after_commit",
+    "files.before_commit",
+    "files.after_commit",
+    "create.before_commit",
+    "create.after_commit",
+    "cancel.before_commit",
+    "cancel.after_commit",
+    "work.before_claim",
+    "work.after_claim",
+    "work.before_plan_stored",
+    "work.after_plan_stored",
+    "work.before_send",
+    "work.after_send",
+    "work.before_result_stored",
+    "work.after_result_stored",
+    "work.before_chunk_settled",
+    "work.after_chunk_settled",
+    "work.before_merge",
+    "work.before_artifact_stored",
+    "work.after_artifact_stored",
+    "work.before_settle",
     "states.before_finish_commit",
+    "work.after_settle",
+    "work.after_results_deleted",
     "delivery.before_send",
     "delivery.after_send",
     "delivery.after_noted",
+    "retention.after_mark",
 )
-"""Where the embedded router may die."""
+"""Where the embedded router may die, in the order of a batch."""
 
-KILL_POINTS: Final[tuple[str, ...]] = (*RUN_KILL_POINTS, *ROUTER_KILL_POINTS)
+KILL_POINTS: Final[tuple[str, ...]] = (
+    *RUN_KILL_POINTS,
+    *RECEIVER_KILL_POINTS,
+    *ROUTER_KILL_POINTS,
+)
