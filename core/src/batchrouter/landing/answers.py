@@ -58,10 +58,14 @@ class Answers:
             if found is None:
                 return None
             at_byte, raw = found
-            line = _readable(raw)
-            if line is not None and line.customer_item_id == item_id:
-                self._rows_done += 1
-                return line
+            try:
+                line = read_line(raw)
+            except UnreadableLineError:
+                pass  # the index reads it again, and quarantines it
+            else:
+                if line.customer_item_id == item_id:
+                    self._rows_done += 1
+                    return line
             self._by_index = self._index(at_byte)
         return next(self._by_index)
 
@@ -98,11 +102,3 @@ class Answers:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
-
-
-def _readable(raw: bytes) -> Envelope | None:
-    try:
-        return read_line(raw)
-    except UnreadableLineError:
-        # The index reads the line again, and quarantines it.
-        return None

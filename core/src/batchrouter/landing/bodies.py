@@ -9,7 +9,7 @@ row's code, message and raw output.
 
 import base64
 import binascii
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,6 +24,9 @@ _UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 Vector = NDArray[np.float32]
 
+Heard = tuple[str, bool]
+"""A text, and whether the output cap cut it."""
+
 
 class UnusableError(ValueError):
     """The body holds no answer; `raw` is what it holds instead."""
@@ -32,13 +35,6 @@ class UnusableError(ValueError):
         super().__init__(message)
         self.code = code
         self.raw = raw
-
-
-class Heard(NamedTuple):
-    """A text, and whether the output cap cut it."""
-
-    text: str
-    is_cut: bool
 
 
 class _Part(msgspec.Struct, gc=False):
@@ -106,7 +102,7 @@ def text_of(body: msgspec.Raw) -> Heard:
 
     Example:
         >>> text_of(msgspec.Raw(b'{"content": [{"type": "text", "text": "yes"}]}'))
-        Heard(text='yes', is_cut=False)
+        ('yes', False)
     """
     try:
         said = _TEXT_BODY.decode(body)
@@ -115,7 +111,15 @@ def text_of(body: msgspec.Raw) -> Heard:
     if said is None:
         raise UnusableError("no_output", "the line has no output", None)
     if isinstance(said, str):
-        return Heard(said, is_cut=False)
+        return said, False
+    if said.choices:
+        # Nearly every line is of this shape: a plain text that came to its end.
+        choice = said.choices[0]
+        message = choice.message
+        if choice.finish_reason == "stop" and message is not None and message.refusal is None:
+            content = message.content
+            if isinstance(content, str):
+                return content, False
     text, refusal, ended = _answer(said)
     if refusal or ended in _WITHHELD:
         code = "refusal" if refusal else str(ended)
@@ -124,7 +128,7 @@ def text_of(body: msgspec.Raw) -> Heard:
     is_cut = ended in _CUT
     if text is None:
         raise _without_text(said, body, is_cut=is_cut)
-    return Heard(text, is_cut)
+    return text, is_cut
 
 
 def _answer(said: _TextBody) -> tuple[str | None, str | None, Any]:
@@ -180,8 +184,8 @@ def object_of(body: msgspec.Raw) -> Heard:
         UnusableError: As `text_of`.
 
     Example:
-        >>> object_of(msgspec.Raw(b'{"intent": "billing"}')).text
-        '{"intent": "billing"}'
+        >>> object_of(msgspec.Raw(b'{"intent": "billing"}'))
+        ('{"intent": "billing"}', False)
     """
     try:
         marks = _MARKS.decode(body)
@@ -190,7 +194,7 @@ def object_of(body: msgspec.Raw) -> Heard:
     is_providers = marks.object in {"chat.completion", "response"} or (
         marks.type == "message" and marks.role == "assistant"
     )
-    return text_of(body) if is_providers else Heard(bytes(body).decode(), is_cut=False)
+    return text_of(body) if is_providers else (bytes(body).decode(), False)
 
 
 def vector_of(body: msgspec.Raw) -> Vector:

@@ -217,8 +217,8 @@ def tokens(usage: Usage | None) -> tuple[int | None, int | None]:
         return None, None
     told_in = usage.prompt_tokens if usage.input_tokens is None else usage.input_tokens
     told_out = usage.completion_tokens if usage.output_tokens is None else usage.output_tokens
-    return _sane(told_in), _sane(told_out)
-
-
-def _sane(count: int | None) -> int | None:
-    return count if count is not None and 0 <= count <= _MAX_TOKENS else None
+    if told_in is not None and not 0 <= told_in <= _MAX_TOKENS:
+        told_in = None
+    if told_out is not None and not 0 <= told_out <= _MAX_TOKENS:
+        told_out = None
+    return told_in, told_out

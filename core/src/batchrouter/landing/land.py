@@ -209,35 +209,32 @@ class _Landing:
         """Yield rows of the snapshot with their outcomes, in batches of bounded size."""
         with Answers(self._fs, part.artifact_path, snapshot, rejects) as answers:
             for rows in snapshot.batches(self._batch_rows):
-                begin, held_bytes = 0, 0
-                outcomes: list[Outcome] = []
-                for outcome, size_bytes in self._outcomes(part, rows, answers):
-                    outcomes.append(outcome)
-                    held_bytes += size_bytes
-                    if held_bytes >= _BATCH_BYTES:
-                        yield rows.slice(begin, len(outcomes)), outcomes
-                        begin, held_bytes = begin + len(outcomes), 0
-                        outcomes = []
-                if outcomes:
-                    yield rows.slice(begin), outcomes
+                begin = 0
+                while begin < len(rows):
+                    outcomes = self._outcomes(part, rows.slice(begin), answers)
+                    yield rows.slice(begin, len(outcomes)), outcomes
+                    begin += len(outcomes)
             answers.finish()
 
-    def _outcomes(
-        self, part: PartToLand, rows: pa.RecordBatch, answers: Answers
-    ) -> Iterator[tuple[Outcome, int]]:
-        """Yield each row's outcome, and how many bytes its output has."""
-        lines = rows.column("_line").to_pylist()
-        item_ids = rows.column("_item_id").to_pylist()
-        reasons = rows.column("_skip_reason").to_pylist()
-        for line_number, item_id, reason in zip(lines, item_ids, reasons, strict=True):
+    def _outcomes(self, part: PartToLand, rows: pa.RecordBatch, answers: Answers) -> list[Outcome]:
+        """Judge rows until their outputs are as large as a batch may be."""
+        next_for, reader = answers.next_for, self._reader
+        columns = (rows.column(name).to_pylist() for name in ("_line", "_item_id", "_skip_reason"))
+        outcomes: list[Outcome] = []
+        held_bytes = 0
+        for line_number, item_id, reason in zip(*columns, strict=True):
             if line_number is None:
-                yield outcome_of_skipped(reason), 0
+                outcomes.append(outcome_of_skipped(reason))
                 continue
-            line = answers.next_for(str(item_id))
+            line = next_for(item_id)
             if line is None:
-                yield outcome_without_line(part), 0
-            else:
-                yield outcome_of(line, self._reader), len(line.output)
+                outcomes.append(outcome_without_line(part))
+                continue
+            outcomes.append(outcome_of(line, reader))
+            held_bytes += len(line.output)
+            if held_bytes >= _BATCH_BYTES:
+                break
+        return outcomes
 
 
 def _snapshot(

@@ -1,13 +1,13 @@
 """Lines of a file with their byte offsets, in flat memory.
 
-The file is read in pieces of 8 MiB that are cut at line ends, so that a line is copied twice
+The file is read in pieces of 2 MiB that are cut at line ends, so that a line is copied twice
 at most and the peak does not depend on the file.
 """
 
 from collections.abc import Iterator
 from typing import IO
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 2 << 20
 
 MAX_LINE_BYTES = 64 << 20
 """A longer line is no answer to a line of 1 MiB (contract section 2); it is given in pieces."""

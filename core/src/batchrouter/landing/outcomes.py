@@ -57,12 +57,15 @@ def outcome_of(line: Envelope, reader: OutputReader) -> Outcome:
     cost = line.cost
     outcome = Outcome(
         "succeeded",
-        provider=line.provider,
-        model=line.provider_model,
-        input_tokens=told_in,
-        output_tokens=told_out,
-        cost_usd=cost.amount if cost is not None and cost.currency in _USD else None,
-        completed_at=line.completed_at,
+        None,
+        None,
+        None,
+        line.provider,
+        line.provider_model,
+        told_in,
+        told_out,
+        cost.amount if cost is not None and cost.currency in _USD else None,
+        line.completed_at,
     )
     failure = line.failure
     if failure is not None:
@@ -70,7 +73,7 @@ def outcome_of(line: Envelope, reader: OutputReader) -> Outcome:
         outcome.code, outcome.message = failure
         return outcome
     try:
-        read = reader.read(line.output)
+        value, is_cut = reader.read(line.output)
     except UnusableError as error:
         outcome.status = "invalid_output"
         outcome.code, outcome.message, outcome.raw = error.code, str(error), error.raw
@@ -78,8 +81,8 @@ def outcome_of(line: Envelope, reader: OutputReader) -> Outcome:
     if line.is_altered:
         _set_altered(outcome, line)
         return outcome
-    outcome.value = read.value
-    if read.is_cut:
+    outcome.value = value
+    if is_cut:
         outcome.code = "output_truncated"
         outcome.message = "the output cap cut the text"
     return outcome

@@ -6,7 +6,7 @@ repairs nothing: JSON inside a Markdown fence is no JSON.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -16,6 +16,10 @@ from batchrouter.landing.bodies import Heard, UnusableError, Vector, object_of, 
 from batchrouter.landing.schema import CompiledSchema, Typed, compile_schema, plain
 
 PLAIN_OUTPUT = "output"
+
+Read = tuple[Any, bool]
+"""A value for the output's columns, and whether the output cap cut it."""
+
 _UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -30,13 +34,6 @@ class RequestToLand(Protocol):
     def output_schema(self) -> dict[str, Any] | None:
         """The JSON Schema of the answer, None for text and vectors."""
         ...
-
-
-class Read(NamedTuple):
-    """A value for the output's columns, and whether the output cap cut it."""
-
-    value: Any
-    is_cut: bool
 
 
 class OutputReader(Protocol):
@@ -85,8 +82,7 @@ class TextReader:
 
     def read(self, body: msgspec.Raw) -> Read:
         """Read the text; an empty one is an answer too."""
-        heard = self._hear(body)
-        return Read(heard.text, heard.is_cut)
+        return self._hear(body)
 
     def arrays(self, values: Sequence[Any]) -> list["pa.Array[Any]"]:
         """Make the one column."""
@@ -108,7 +104,7 @@ class ObjectReader:
         """Read the object; the message of a failure has the path of the first error."""
         text, is_cut = self._hear(body)
         try:
-            return Read(self._decode(text), is_cut=False)
+            return self._decode(text), False
         except _UNPARSABLE as error:
             raise _misfit(error, text, is_cut=is_cut) from None
 
@@ -150,7 +146,7 @@ class VectorReader:
         if len(vector) != self._size:
             told = f"the vector has {len(vector)} numbers, the table's have {self._size}"
             raise UnusableError("embedding_size", told, bytes(body).decode(errors="replace"))
-        return Read(vector, is_cut=False)
+        return vector, False
 
     def arrays(self, values: Sequence[Vector | None]) -> list["pa.Array[Any]"]:
         """Make the one column, without a Python object a number."""
