@@ -7,6 +7,7 @@ was not needed, and never what was missing.
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 from batchrouter.api.models import Quote
 from batchrouter.errors import BudgetExceededError
@@ -67,7 +68,7 @@ def _ask(context: RunContext, part: PartState, input_tokens: int) -> Quote:
     route = context.job.route
     built = context.manifest
     cap = built.max_output_tokens
-    controls = {
+    controls: dict[str, Any] = {
         "estimated_items": built.parts[part.index].item_count,
         "routing_mode": route.routing_mode,
         "privacy_tier": route.privacy_tier,
