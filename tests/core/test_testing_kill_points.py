@@ -14,14 +14,20 @@ SOURCE = Path(batchrouter.__file__).parent
 
 def _reached() -> list[str]:
     """Every argument of `reached`, as a regular expression: an f-string's holes match a word."""
-    patterns: list[str] = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-                continue
-            if node.func.id == "reached":
-                patterns.append(_pattern(node.args[0], path))
-    return patterns
+    return [
+        _pattern(node.args[0], path)
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and _is_reached(node.func)
+    ]
+
+
+def _is_reached(function: ast.expr) -> bool:
+    match function:
+        case ast.Name(id="reached") | ast.Attribute(attr="reached"):
+            return True
+        case _:
+            return False
 
 
 def _pattern(argument: ast.expr, path: Path) -> str:
