@@ -1,6 +1,6 @@
 """The step of one chunk: admitted under the price cap, sent, stored, settled."""
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, select, update
 
@@ -11,7 +11,7 @@ from batchrouter.server.lanes.lane import Lane
 from batchrouter.server.storage.clock import now_us
 from batchrouter.server.storage.tables import batch_lanes, batches, chunks
 from batchrouter.server.work.admission import Admission, Need, admit
-from batchrouter.server.work.lines import ArtifactWriter, ItemLine, split_lines
+from batchrouter.server.work.lines import ArtifactWriter, split_lines
 from batchrouter.server.work.order import Order, OrderError, load_order
 from batchrouter.server.work.outputs import output_writer
 from batchrouter.server.work.results import find_result, result_key, store_result
@@ -85,32 +85,34 @@ class ChunkWork:
             if summary is not None:
                 self._settle(summary.outcome(result_key(self._batch_id, self._number)))
                 return True
-        lines = self._read(order, chunk) if self._need is None else []
         if reason is None:
+            if self._need is None:
+                self._need = self._shop.bench.do(lambda: self._reckon(order, chunk))
             killpoints.reached("work.before_claim")
-            admission = admit(self._shop, self._batch_id, self._number, cast("Need", self._need))
+            admission = admit(self._shop, self._batch_id, self._number, self._need)
             killpoints.reached("work.after_claim")
             if admission is not Admission.CLAIMED:
                 self._need = self._need if admission is Admission.WAIT else None
                 return False
-        self._send(order, lines, is_again=chunk.state == "sending")
+        self._send(order, is_again=chunk.state == "sending")
         return True
 
     def _row(self, conn: Connection) -> Row[Any]:
         return conn.execute(select(chunks).where(*self._this)).one()
 
-    def _read(self, order: Order, chunk: Row[Any]) -> list[ItemLine]:
-        """Read the chunk's lines and work out what they can cost."""
-        with self._shop.busy:
-            start, end = chunk.byte_start, chunk.byte_end
-            block = self._shop.objects.get_range(order.manifest_key, start, end)
-            lines = order.reader().read(block, chunk.first_item)
-            terms = order.terms(chunk.lane_position)
-            lane = self._lanes(order, chunk.lane_position)[0]
-            worst = [terms.subtotal(*lane.worst_case(line.item)) for line in lines]
-            sizes = [len(line) + 1 for line in split_lines(block)]
-            self._need = Need(worst, sizes, terms.fee_bps)
-        return lines
+    def _reckon(self, order: Order, chunk: Row[Any]) -> Need:
+        """Work out what the chunk's items can cost."""
+        terms = order.terms(chunk.lane_position)
+        lane = self._lanes(order, chunk.lane_position)[0]
+        block = self._block(order, chunk)
+        sizes = [len(line) + 1 for line in split_lines(block)]
+        lines = order.reader().read(block, chunk.first_item)
+        worst = [terms.subtotal(*lane.worst_case(line.item)) for line in lines]
+        return Need(worst, sizes, terms.fee_bps)
+
+    def _block(self, order: Order, chunk: Row[Any]) -> bytes:
+        start, end = chunk.byte_start, chunk.byte_end
+        return self._shop.objects.get_range(order.manifest_key, start, end)
 
     def _lanes(self, order: Order, position: int) -> list[Lane]:
         """Return the chunk's lane and, after it, those that may take over."""
@@ -124,17 +126,19 @@ class ChunkWork:
             raise OrderError("provider_capacity_unavailable", told)
         return lanes
 
-    def _send(self, order: Order, lines: list[ItemLine], *, is_again: bool) -> None:
+    def _send(self, order: Order, *, is_again: bool) -> None:
         with self._shop.database.reading() as conn:
+            # Read again: it may have been cut when it was claimed.
             chunk = self._row(conn)
-        # Meanwhile it may have waited, and then it may have been cut.
-        lines = (lines or self._read(order, chunk))[: chunk.item_count]
         lanes = self._lanes(order, chunk.lane_position)
+        reader = order.reader()
         sender = ChunkSender(
             self._shop,
             self._batch_id,
             self._number,
-            lines,
+            load=lambda: reader.read(self._block(order, chunk), chunk.first_item),
+            first_item=chunk.first_item,
+            item_count=chunk.item_count,
             lanes=lanes,
             terms=order.terms(chunk.lane_position),
             writer=ArtifactWriter(order.dialect, self._batch_id),
@@ -143,9 +147,8 @@ class ChunkWork:
         )
         written = sender.run()
         if is_again and not all(lane.remembers for lane in lanes):
-            sender.summary.possibly_repeated = len(lines)
-        with self._shop.busy:
-            store_result(self._shop.objects, self._batch_id, self._number, written, sender.summary)
+            sender.summary.possibly_repeated = chunk.item_count
+        store_result(self._shop.objects, self._batch_id, self._number, written, sender.summary)
         outcome = sender.summary.outcome(result_key(self._batch_id, self._number))
         self._settle(outcome, degraded_lane=chunk.lane_position if sender.is_degraded else None)
 

@@ -121,6 +121,7 @@ class Engine:
             await asyncio.gather(self._sweeper, return_exceptions=True)
         self._pulse.stop()
         await asyncio.to_thread(self._patience.wait_until_idle, _STOP_WITHIN_S)
+        await asyncio.to_thread(self._shop.bench.close)
         if self._client is not None:
             self._client.destroy()
             self._client = None

@@ -31,8 +31,7 @@ def plan_batch(shop: Shop, batch_id: str) -> None:
             return
     max_items = chunk_items(order.plan.task, order.plan.max_output_tokens)
     manifest = shop.objects.stream(order.manifest_key, 0, order.manifest_bytes)
-    with shop.busy:
-        spans = list(cut(manifest, order.lanes, max_items=max_items))
+    spans = shop.bench.do(lambda: list(cut(manifest, order.lanes, max_items=max_items)))
     if sum(span.item_count for span in spans) != order.total:
         with shop.database.writing() as conn:
             told = "the stored manifest does not hold the lines that were counted at its upload"

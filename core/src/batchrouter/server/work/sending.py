@@ -3,6 +3,9 @@
 Each submission has a key that is made of the batch, the chunk, the lane and the try. After a
 crash the lane is asked for the key before anything is sent, so that what it has accepted is
 collected and not sent again; the same answers then lead through the same tries.
+
+While a chunk waits for its lane it holds no lines: they are read again when the answers are
+there, so that memory grows with the steps that compute and not with those that wait.
 """
 
 import random
@@ -35,6 +38,12 @@ MAX_POLL_WAIT_S = 1.0
 MAX_CANCEL_S = 30 * 60.0
 
 
+_UNANSWERED = {
+    "cancelled": "the batch was cancelled before this item was answered",
+    "expired": "the deadline passed before this item was answered",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class SubmissionKey:
     """Names one try of one chunk at one lane, for the provider's memory."""
@@ -52,10 +61,12 @@ class ChunkSender:
     """Carries one claimed chunk to its end.
 
     Args:
-        shop: Pulse and busy are used.
+        shop: Pulse and bench are used.
         batch_id: The batch.
         number: The chunk's number.
-        lines: Its items, not empty.
+        load: Reads the chunk's lines, the same each time, and not none.
+        first_item: The first line's place in the manifest.
+        item_count: How many lines there are.
         lanes: The chunk's own lane, then the fallback order.
         terms: The locked price, whichever lane runs.
         writer: Writes the artifact lines.
@@ -69,8 +80,10 @@ class ChunkSender:
         shop: Shop,
         batch_id: str,
         number: int,
-        lines: list[ItemLine],
         *,
+        load: Callable[[], list[ItemLine]],
+        first_item: int,
+        item_count: int,
         lanes: list[Lane],
         terms: Terms,
         writer: ArtifactWriter,
@@ -80,17 +93,17 @@ class ChunkSender:
         self._shop = shop
         self._batch_id = batch_id
         self._number = number
-        self._lines = lines
+        self._load = load
         self._lanes = lanes
         self._terms = terms
         self._writer = writer
         self._to_output = to_output
         self._why_stop = why_stop
-        self._first = lines[0].item.sequence_no
-        self._written: list[bytes] = [b""] * len(lines)
+        self._first = first_item
+        self._written: list[bytes] = [b""] * item_count
         self._last_error: dict[int, LaneAnswer] = {}
         self._position = 0
-        self.summary = ChunkSummary(first_item=self._first, item_count=len(lines))
+        self.summary = ChunkSummary(first_item=first_item, item_count=item_count)
         self.is_degraded = False
 
     def run(self) -> list[bytes]:
@@ -99,7 +112,7 @@ class ChunkSender:
         Raises:
             Suspended: The router is stopping; nothing is lost.
         """
-        pending = self._lines
+        pending = list(range(len(self._written)))
         fruitless = 0
         for attempt in range(1, MAX_ATTEMPTS + 1):
             before = len(pending)
@@ -125,36 +138,59 @@ class ChunkSender:
     def _key(self, attempt: int) -> str:
         return str(SubmissionKey(self._batch_id, self._number, self._position, attempt))
 
-    def _try(self, pending: list[ItemLine], attempt: int) -> list[ItemLine]:
-        """Send what is pending, and return what is worth another try."""
-        lane, key = self._lane, self._key(attempt)
-        items = [line.item for line in pending]
-        if attempt > 1:
-            items = [msgspec.structs.replace(item, attempt=attempt) for item in items]
-        handle = lane.find(key)
-        if handle is None:
-            if self._why_stop() is not None:
-                return pending
-            killpoints.reached("work.before_send")
-            try:
-                handle = lane.submit(key, items)
-            except ConnectionError as error:
-                refused = LaneAnswer(
-                    None, error_code="provider_error", error_message=str(error), is_retryable=True
-                )
-                self._last_error = dict.fromkeys((item.sequence_no for item in items), refused)
-                return pending
-            killpoints.reached("work.after_send")
+    def _try(self, pending: list[int], attempt: int) -> list[int]:
+        """Send the lines at these places, and return those that are worth another try."""
+        bench, lane, key = self._shop.bench, self._lane, self._key(attempt)
+        handle, left = bench.do(lambda: self._hand_over(lane, key, pending, attempt))
+        if handle is None or left is not None:
+            return pending if left is None else left
         if not self._wait_for(lane, handle):
             return pending
-        with self._shop.busy:
-            completed_at = rfc3339(now_us())
-            answers = lane.collect(handle, items)
-            return [
-                line
-                for line, answer in zip(pending, answers, strict=True)
-                if not self._take(line, answer, attempt, completed_at)
-            ]
+        return bench.do(lambda: self._collect(lane, handle, self._pick(pending, attempt)))
+
+    def _hand_over(
+        self, lane: Lane, key: str, pending: list[int], attempt: int
+    ) -> tuple[str | None, list[int] | None]:
+        """Return the submission's handle, and what is left if its answers are there at once."""
+        lines = self._pick(pending, attempt)
+        handle = lane.find(key) or self._submit(lane, key, lines)
+        if handle is None or not lane.poll(handle).is_finished:
+            return handle, None
+        return handle, self._collect(lane, handle, lines)
+
+    def _pick(self, pending: list[int], attempt: int) -> list[ItemLine]:
+        lines = self._load()
+        if attempt == 1:
+            return lines
+        picked = [lines[place] for place in pending]
+        for line in picked:
+            line.item = msgspec.structs.replace(line.item, attempt=attempt)
+        return picked
+
+    def _submit(self, lane: Lane, key: str, lines: list[ItemLine]) -> str | None:
+        """Hand the lines over; None when nothing was accepted, or nothing may be sent."""
+        if self._why_stop() is not None:
+            return None
+        killpoints.reached("work.before_send")
+        try:
+            handle = lane.submit(key, (line.item for line in lines))
+        except ConnectionError as error:
+            refused = LaneAnswer(
+                None, error_code="provider_error", error_message=str(error), is_retryable=True
+            )
+            self._last_error = {line.item.sequence_no - self._first: refused for line in lines}
+            return None
+        killpoints.reached("work.after_send")
+        return handle
+
+    def _collect(self, lane: Lane, handle: str, lines: list[ItemLine]) -> list[int]:
+        completed_at = rfc3339(now_us())
+        answers = lane.collect(handle, (line.item for line in lines))
+        return [
+            line.item.sequence_no - self._first
+            for line, answer in zip(lines, answers, strict=True)
+            if not self._take(line, answer, completed_at)
+        ]
 
     def _wait_for(self, lane: Lane, handle: str) -> bool:
         """Poll until the answers are there; False when a cancelled submission never ends."""
@@ -182,14 +218,14 @@ class ChunkSender:
             self._shop.pulse.wait(min(MAX_POLL_WAIT_S, left_s))
         return self._why_stop() is None
 
-    def _take(self, line: ItemLine, answer: LaneAnswer, attempt: int, completed_at: str) -> bool:
+    def _take(self, line: ItemLine, answer: LaneAnswer, completed_at: str) -> bool:
         """Write an item's line; False when the item is worth another try."""
-        place = line.item.sequence_no - self._first
+        place, attempt = line.item.sequence_no - self._first, line.item.attempt
         if answer.body is None:
             if answer.is_retryable and attempt < MAX_ATTEMPTS:
-                self._last_error[line.item.sequence_no] = answer
+                self._last_error[place] = answer
                 return False
-            self._written[place] = self._fail(line, answer, attempt, completed_at)
+            self._written[place] = self._fail(line, answer, completed_at)
             return True
         try:
             output = self._to_output(answer.body)
@@ -197,7 +233,7 @@ class ChunkSender:
             answer = msgspec.structs.replace(
                 answer, body=None, error_code="provider_error", error_message=str(wrong)
             )
-            self._written[place] = self._fail(line, answer, attempt, completed_at)
+            self._written[place] = self._fail(line, answer, completed_at)
             return True
         self._bill(answer)
         self.summary.completed += 1
@@ -213,7 +249,7 @@ class ChunkSender:
         )
         return True
 
-    def _fail(self, line: ItemLine, answer: LaneAnswer, attempt: int, completed_at: str) -> bytes:
+    def _fail(self, line: ItemLine, answer: LaneAnswer, completed_at: str) -> bytes:
         self.summary.failed += 1
         self._bill(answer)
         subtotal = self._terms.subtotal(answer.input_tokens, answer.output_tokens)
@@ -223,7 +259,7 @@ class ChunkSender:
             answer.error_message,
             provider=self._lane.provider,
             model=self._lane.model,
-            attempt=attempt,
+            attempt=line.item.attempt,
             completed_at=completed_at,
             cost_units=with_fee(subtotal, self._terms.fee_bps),
             usage=(answer.input_tokens, answer.output_tokens),
@@ -234,24 +270,26 @@ class ChunkSender:
         self.summary.output_tokens += answer.output_tokens
         self.summary.cost_units += self._terms.subtotal(answer.input_tokens, answer.output_tokens)
 
-    def _give_up(self, pending: list[ItemLine]) -> None:
+    def _give_up(self, pending: list[int]) -> None:
         """End what got no answer: cancelled, expired, or with the error that it got last."""
+        if not pending:
+            return
         reason = self._why_stop()
         completed_at = rfc3339(now_us())
-        for line in pending:
-            last = self._last_error.get(line.item.sequence_no)
-            if reason == "cancelled":
-                code, message = reason, "the batch was cancelled before this item was answered"
-                self.summary.cancelled += 1
-            elif reason == "expired":
-                code, message = reason, "the deadline passed before this item was answered"
-                self.summary.failed += 1
+        lines = self._shop.bench.do(self._load)
+        if reason == "cancelled":
+            self.summary.cancelled += len(pending)
+        else:
+            self.summary.failed += len(pending)
+        for place in pending:
+            last = self._last_error.get(place)
+            if reason is not None:
+                code, message = reason, _UNANSWERED[reason]
             else:
                 code = (last.error_code if last else None) or "provider_timeout"
                 message = last.error_message if last else "the provider gave no answer"
-                self.summary.failed += 1
-            self._written[line.item.sequence_no - self._first] = self._writer.failed(
-                line,
+            self._written[place] = self._writer.failed(
+                lines[place],
                 code,
                 message,
                 provider=self._lane.provider,
