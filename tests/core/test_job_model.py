@@ -150,6 +150,8 @@ def test_names_that_clash_are_refused(changes: dict[str, Any], problem: str) -> 
         ({"request": {"kind": "chat", "user": "${params.day}"}}, "request.user: ${params.…} works"),
         ({"request": {"kind": "chat", "user": "\ud800"}}, "request.user: holds half of a surr"),
         ({"route": {}}, "route: names neither models nor a workflow"),
+        ({"key": []}, "key: is empty; give at least 1"),
+        ({"parts": {"max_items": 0}}, "parts.max_items: must be at least 1"),
         ({"route": {"models": ["a"], "workflow": "w@v1"}}, "route: names models and a workflow"),
         ({"route": {"models": ["a", "a"]}}, "route.models: 'a' stands twice"),
         ({"route": {"models": ["a"], "privacy_tier": "zrd"}}, "route.privacy_tier: must be"),

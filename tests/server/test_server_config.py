@@ -56,8 +56,19 @@ def test_a_good_file_is_taken(tmp_path):
         ("input_usd_per_mtok = 0.1", "input_usd_per_mtok = -1", 8, "between 0 and"),
         ("input_usd_per_mtok = 0.1", "input_usd_per_mtok = 0.0000001", 8, "finer than 0.000001"),
         ("input_usd_per_mtok = 0.1", "input_usd_per_mtok = true", 8, "is not an amount"),
-        ("input_usd_per_mtok = 0.1", "price = 0.1", 6, "input_usd_per_mtok: Field required"),
-        ('region = "us"', 'region = "us"\nspeed = 3', 13, "lanes[1].speed: Extra inputs"),
+        ("input_usd_per_mtok = 0.1", "price = 0.1", 6, "input_usd_per_mtok: is missing"),
+        (
+            'region = "us"',
+            'region = "us"\nspeed = 3',
+            13,
+            "lanes[1].speed: there is no such setting",
+        ),
+        (
+            'region = "us"',
+            'region = "us"\noptions = { fail_rate = 0.5 }',
+            10,
+            "options.fail_rate: unknown; there is seed",
+        ),
         ('input_usd_per_mtok = "0.2"', 'input_usd_per_mtok = "x"', 14, "'x' is not an amount"),
         ('"simulated-b"', '"simulated-a"', 1, "two lanes are called 'simulated-a'"),
         ('"simulated-b"', '"openai"', 10, "must be called 'simulated-…'"),
@@ -71,7 +82,7 @@ def test_a_good_file_is_taken(tmp_path):
         ),
         ("version = 1", "version = 0", 18, "greater than or equal to 1"),
         ("[[workflows]]", "[limits]\nquote_s = 0\n[[workflows]]", 17, "limits.quote_s: "),
-        ("[[workflows]]", "[limit]\n[[workflows]]", 16, "limit: Extra inputs"),
+        ("[[workflows]]", "[limit]\n[[workflows]]", 16, "limit: there is no such setting"),
     ],
 )
 def test_a_bad_file_is_refused_with_line_and_reason(tmp_path, old, new, line, reason):

@@ -55,8 +55,9 @@ def serve(
         raise MissingExtraError.for_extra("server", needed_for="the embedded router") from error
     if only_check:
         config = load_config(config_path)
-        lanes, workflows = len(config.lanes), len(config.workflows)
-        out().print(f"[green]ok[/]  {lanes} lanes, {workflows} workflows")
+        lanes = ", ".join(lane.provider for lane in config.lanes)
+        workflows = ", ".join(workflow.reference for workflow in config.workflows) or "none"
+        out().print(f"[green]ok[/]  lanes: {lanes}; workflows: {workflows}")
         return
     if data_dir is None:
         raise ConfigError("--data DIR is needed: where the router keeps its state")

@@ -39,6 +39,13 @@ _EXPECTED = {
     "tuple_type": "must be a list",
 }
 
+_BOUNDS = {
+    "too_short": "is empty; give at least {min_length}",
+    "string_too_short": "is empty",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+}
+
 
 def did_you_mean(name: object, options: Iterable[str]) -> str:
     """Name the nearest option, or list them all when none is near.
@@ -169,6 +176,8 @@ def _sentence(detail: ErrorDetails, path: tuple[str | int, ...], fields: dict[st
         text = f"must be {context.get('expected', '')}, not {_short(given)}"
     elif kind in _EXPECTED:
         text = f"{_EXPECTED[kind]}, not {name_of_type(given)}{_quote_hint(kind, given)}"
+    elif kind in _BOUNDS:
+        text = _BOUNDS[kind].format(**context)
     else:
         text = f"{detail['msg'][:1].lower()}{detail['msg'][1:]}"
     return text

@@ -134,7 +134,13 @@ class LaneConfig(_Part):
                 f"the simulated lane {self.provider!r} must be called 'simulated-…',"
                 " so that nobody takes its answers for a provider's"
             )
+        self._check_options()
         return self
+
+    def _check_options(self) -> None:
+        from batchrouter.server.lanes.simulated import SimulatedOptions  # noqa: PLC0415 - the lanes read this module
+
+        SimulatedOptions.from_mapping(self.options)
 
 
 class WorkflowField(_Part):
@@ -347,6 +353,9 @@ def load_config(path: str | Path | None = None) -> RouterConfig:
         raise ConfigError("\n".join(problems)) from None
 
 
+_REASONS = {"missing": "is missing", "extra_forbidden": "there is no such setting"}
+
+
 def _parse_toml(text: str) -> Any:
     return tomllib.loads(text, parse_float=Decimal)
 
@@ -360,5 +369,5 @@ def _problem(name: str, text: str, item: Any) -> str:
     line = None if name.endswith(".json") else line_of(text, path)
     place = f"{name}:{line}" if line else name
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    reason = item["msg"].removeprefix("Value error, ")
+    reason = _REASONS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
     return f"{place}: {field.lstrip('.')}: {reason}" if path else f"{place}: {reason}"
