@@ -46,6 +46,7 @@ def test_a_run_ends_by_webhook_alone_and_never_asks(folder: Path, receiver_port:
     secret = subprocess.run(
         [BATCHROUTER, "webhooks", "secret"], capture_output=True, text=True, timeout=60, check=True
     ).stdout.strip()
+    command = [BATCHROUTER, "run", "job.yaml", "--run-key", "1", "--json"]
     with running_router() as router, FaultProxy(router.base_url) as proxy:
         environment = dict(os.environ) | {
             "BATCHROUTER_BASE_URL": proxy.base_url,
@@ -64,20 +65,7 @@ def test_a_run_ends_by_webhook_alone_and_never_asks(folder: Path, receiver_port:
         try:
             wait_until_listening(receiver_port, receiver)
             done = subprocess.run(
-                [
-                    BATCHROUTER,
-                    *[
-                        "run",
-                        "job.yaml",
-                        "--run-key",
-                        "1",
-                        "--wait",
-                        "webhook",
-                        "--timeout",
-                        "90",
-                        "--json",
-                    ],
-                ],
+                [*command, "--wait", "webhook", "--timeout", "90"],
                 cwd=folder,
                 env=environment,
                 capture_output=True,
