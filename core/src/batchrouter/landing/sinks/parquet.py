@@ -8,10 +8,12 @@ is written beside the table, synced, and renamed over the old one; on an object 
 spooled to a local temporary file and put in one request, which such stores apply as a whole.
 No name in the table starts with ``_`` (pyarrow passes over those) or holds ``=`` (readers would
 make a column of it), and the staging folder is outside, as ``**`` globs read hidden folders too.
-Of two landings of one run at a time the last to begin wins; the other fails and changes nothing.
+Two landings of one run at a time (an orphan and its successor) both write the same rows, and
+both commit; a lock on each staged file tells a living landing from what a dead one left.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -119,8 +121,7 @@ class ParquetSink:
         """Write the run's file beside the table and put it in its place; see `Sink.write`.
 
         Raises:
-            SinkError: No room, no permission, other columns, or a newer landing of this run has
-                taken over. The table is as it was.
+            SinkError: No room, no permission, or other columns. The table is as it was.
         """
         folder = _folder(identity)
         reached("landing.before_write")
@@ -145,10 +146,12 @@ class ParquetSink:
         own = staging / folder
         own.mkdir(parents=True, exist_ok=True)
         for left in own.iterdir():
-            left.unlink(missing_ok=True)
+            _remove_if_dead(left)
         staged = own / f"{secrets.token_hex(8)}.tmp"
         try:
-            yield staged
+            with staged.open("xb") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                yield staged
         finally:
             staged.unlink(missing_ok=True)
             for emptied in (own, staging):
@@ -216,6 +219,13 @@ def _safe(name: str) -> str:
 
 def _masked(url: str) -> str:
     return _CREDENTIALS.sub("", url)
+
+
+def _remove_if_dead(staged: Path) -> None:
+    """Remove a staged file unless a landing holds it; a lock dies with its process."""
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), staged.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        staged.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
