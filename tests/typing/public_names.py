@@ -6,6 +6,7 @@ from typing import assert_type
 from batchrouter import AsyncClient, Client, Done, Job, Receipt, Run, Settings, Waiting
 from batchrouter.api.models import Batch, BatchPage, ManifestFile, Quote
 from batchrouter.errors import BatchrouterError
+from batchrouter.job import Chat, Embedding, Parts, Raw, Route, Workflow
 from batchrouter.testing import FaultProxy, RunningRouter, running_router
 
 
@@ -39,6 +40,24 @@ def job_in_python() -> Job:
         route={"models": ["gpt-4o-mini"]},
         budget="25.00",
         sink="labelled",
+    )
+
+
+def job_of_parts() -> Job:
+    chat = Chat(user="{body}", output={"urgent": {"type": "boolean"}})
+    Embedding(input="{body}", parameters={"dimensions": 256})
+    Workflow(input={"body": "{body}"})
+    Raw(body="payload")
+    Route(workflow="triage@v1")
+    return Job(
+        name="tickets",
+        source="tickets.parquet",
+        key=["ticket_id"],
+        request=chat,
+        route=Route(models=["gpt-4o-mini"], allowed_regions=["eu"]),
+        budget=Decimal(25),
+        sink="labelled",
+        parts=Parts(max_items=1000),
     )
 
 

@@ -86,8 +86,8 @@ def _checked_budget(budget: Any) -> Any:
 class Parts(JobPart):
     """Where to cut the manifest before the router's own limits do."""
 
-    max_items: int | None = Field(None, ge=1, le=10_000_000, description="requests a part")
-    max_bytes: int | None = Field(None, ge=1, le=5 * 2**30, description="bytes a part")
+    max_items: int | None = Field(default=None, ge=1, le=10_000_000, description="requests a part")
+    max_bytes: int | None = Field(default=None, ge=1, le=5 * 2**30, description="bytes a part")
 
 
 class Job(JobPart):

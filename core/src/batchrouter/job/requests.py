@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -74,7 +74,9 @@ class Request(JobPart):
 class Answered(Request):
     """A request whose answer may be an object of a schema."""
 
-    output: Any = Field(None, description="JSON Schema properties, or package.module:PydanticModel")
+    output: Any = Field(
+        default=None, description="JSON Schema properties, or package.module:PydanticModel"
+    )
 
     @field_validator("output")
     @classmethod
@@ -108,6 +110,18 @@ class Chat(Answered):
         default_factory=dict, description="generation parameters, such as max_output_tokens"
     )
 
+    if TYPE_CHECKING:  # a template is given as text
+
+        def __init__(
+            self,
+            *,
+            user: str,
+            system: str | None = ...,
+            output: Any = ...,
+            parameters: Mapping[str, Any] = ...,
+            kind: Literal["chat"] = ...,
+        ) -> None: ...
+
     def templates(self) -> Iterator[tuple[str, Template]]:
         """Yield the system prompt, if there is one, and the user prompt."""
         if self.system is not None:
@@ -129,6 +143,16 @@ class Embedding(Request):
     parameters: Parameters = Field(
         default_factory=dict, description="parameters of the model, such as dimensions"
     )
+
+    if TYPE_CHECKING:  # a template is given as text
+
+        def __init__(
+            self,
+            *,
+            input: str,  # noqa: A002 - the field's name
+            parameters: Mapping[str, Any] = ...,
+            kind: Literal["embedding"] = ...,
+        ) -> None: ...
 
     def templates(self) -> Iterator[tuple[str, Template]]:
         """Yield the text's template."""

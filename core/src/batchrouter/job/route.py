@@ -1,6 +1,7 @@
 """Where the requests may go: the acceptable models or the workflow, and the limits to routing."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -33,6 +34,20 @@ class Route(JobPart):
     allowed_regions: Names = Field(("global",), min_length=1)
     sla_tier: Literal["standard", "flex"] | None = None
     allow_split: bool | None = None
+
+    if TYPE_CHECKING:  # one name may be given as text
+
+        def __init__(
+            self,
+            *,
+            models: str | Sequence[str] = ...,
+            workflow: str | None = ...,
+            routing_mode: str = ...,
+            privacy_tier: Literal["standard", "restricted", "zdr"] = ...,
+            allowed_regions: str | Sequence[str] = ...,
+            sla_tier: Literal["standard", "flex"] | None = ...,
+            allow_split: bool | None = ...,
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _one_way(self) -> "Route":
