@@ -350,8 +350,11 @@ def test_struct_fields_and_raw_structs_are_sent(tmp_path: Path) -> None:
 def test_a_bad_raw_body_names_its_row(tmp_path: Path) -> None:
     table = pa.table({"id": [1, 2, 3], "p": [None, "{}", "{"]})
 
+    job = _job(table, request=Raw(body="p"), on_null="skip")
+
     with pytest.raises(ManifestError, match=r"column 'p', row 2 \(from 0\): is not JSON"):
-        Built(tmp_path, _job(table, request=Raw(body="p"), on_null="skip"))
+        Built(tmp_path, job)
+    assert check_job(job)[0].startswith("column 'p', row 2 (from 0): is not JSON")
 
 
 def test_the_request_hash_is_the_requests_and_not_the_rows(tmp_path: Path) -> None:

@@ -145,8 +145,7 @@ class _Build:
                 snapshot.add_hashes(piece, sent)
                 self._write_slice(piece, sent, snapshot, rows.first_row)
         except BadBodyError as error:
-            row = rows.first_row + int(rows.sent[error.row])
-            raise ManifestError(f"column {error.column!r}, row {row} (from 0): {error}") from None
+            raise error.in_source(rows) from None
         self._files.open_part.write_rows(snapshot.until(count))
 
     def _write_slice(

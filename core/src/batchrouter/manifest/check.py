@@ -14,7 +14,7 @@ from batchrouter.manifest.keys import key_problem
 from batchrouter.manifest.lines import line_shape, slots
 from batchrouter.manifest.rendering import plain_type, rendering_problem
 from batchrouter.manifest.rows import RowPreparer
-from batchrouter.manifest.rowwriter import line_writer
+from batchrouter.manifest.rowwriter import BadBodyError, line_writer
 from batchrouter.manifest.sources import open_source
 
 _PREVIEWED = 5
@@ -98,8 +98,11 @@ def preview(job: Job, rows: int) -> list[str]:
     lines, done = list[str](), 0
     for batch in source.batches(preparer.columns):
         prepared = preparer.prepare(batch.slice(0, rows - done), done)
-        for piece in writer.write(prepared.slots):
-            lines += piece.lines.decode().split("\n")[:-1]
+        try:
+            for piece in writer.write(prepared.slots):
+                lines += piece.lines.decode().split("\n")[:-1]
+        except BadBodyError as error:
+            raise error.in_source(prepared) from None
         done += len(batch)
         if done >= rows:
             break

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from batchrouter.errors import ManifestError
 from batchrouter.job.templates import Template
 from batchrouter.manifest.arrow import Array
 from batchrouter.manifest.kernel import SLICE_BYTES, FastWriter, Slice
 from batchrouter.manifest.lines import ItemId, JsonColumn, Shape, Slot, pieces, to_json
+from batchrouter.manifest.rows import PreparedRows
 
 MAX_DEPTH = 64
 """How deep a line may nest (contract section 2)."""
@@ -27,6 +29,11 @@ class BadBodyError(ValueError):
         super().__init__(problem)
         self.row = row
         self.column = column
+
+    def in_source(self, rows: PreparedRows) -> ManifestError:
+        """Name the row by its place in the source."""
+        row = rows.first_row + int(rows.sent[self.row])
+        return ManifestError(f"column {self.column!r}, row {row} (from 0): {self}")
 
 
 class RowWriter:
