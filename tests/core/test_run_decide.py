@@ -1,9 +1,13 @@
 """The state machine alone: events in, the next step out; no storage, no network."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
+from batchrouter.errors import ConfigError
 from batchrouter.run import events
 from batchrouter.run.decide import Step, decide
 from batchrouter.run.events import Entry, Fact
@@ -168,6 +172,95 @@ def test_the_receipt_is_small_and_adds_up() -> None:
     assert receipt.outcome == "landed"
     assert sum(receipt.rows.values()) == receipt.row_count
     assert receipt.to_dict()["settled_usd"] == "1.50"
+
+
+def test_the_receipt_of_a_cancel_between_two_purchases_is_partial() -> None:
+    cancel = events.CancelAsked(reason="asked")
+    facts = (opened(), built(3, 3), intended(), bought(), cancel, ended(), collected(), landed())
+
+    assert receipt_of(after(*facts), job_name="label", budget_usd=None).outcome == "partial"
+
+
+def test_a_lane_that_cost_nothing_is_written_as_money() -> None:
+    lane = events.LaneOutcome(
+        provider="p", model="m", items=3, completed=0, failed=3, settled_usd=Decimal(0)
+    )
+    end = ended(settled_usd=Decimal(0), lanes=(lane,))
+    facts = (opened(), built(3), intended(), bought(), end, collected(), landed())
+
+    receipt = receipt_of(after(*facts), job_name="label", budget_usd=None).to_dict()
+
+    assert json.loads(json.dumps(receipt)) == receipt
+    assert (receipt["settled_usd"], receipt["lanes"][0]["settled_usd"]) == ("0.00", "0.00")
+
+
+def test_a_receipt_stays_under_2_kb_whatever_the_names() -> None:
+    lanes = tuple(
+        events.LaneOutcome(
+            provider=f"simulated-provider-{nth}", model="a-model-with-a-long-name-2026-11-22",
+            items=10**7, completed=10**7, failed=0, settled_usd=Decimal("123.123456789012"),
+        )
+        for nth in range(8)
+    )  # fmt: skip
+    report = {
+        "rows": 9,
+        "succeeded": 9,
+        "location": "s3://lake/" + "folder/" * 100,
+        "error_codes": {f"a_rather_long_error_code_{nth}": 10**6 for nth in range(8)},
+    }
+    facts = (
+        opened().model_copy(update={"run_key": "Schlüssel" * 200}),
+        built(*[3] * 9),
+        *(fact for part in range(9) for fact in (intended(part), bought(part))),
+        *(ended(part, lanes=lanes) for part in range(9)),
+        events.Landed(generation=0, report=report),
+    )
+
+    receipt = receipt_of(after(*facts), job_name="label", budget_usd=None).to_dict()
+
+    assert len(json.dumps(receipt)) <= 2000
+    assert receipt["batch_count"] == 9
+    assert receipt["batch_ids"]
+
+
+def test_an_intent_that_a_person_gave_up_leaves_the_settled_sum_open() -> None:
+    again = events.GenerationOpened(generation=1, fingerprint={}, reason="asked")
+    second = events.Landed(generation=1, report={"rows": 0, "location": "t"})
+    facts = (opened(), built(3), intended(usd="7.00"), again, built(0, generation=1), second)
+
+    receipt = receipt_of(after(*facts), job_name="label", budget_usd=None)
+
+    assert (receipt.quoted_usd, receipt.settled_usd) == (Decimal("7.00"), None)
+
+
+def test_a_batch_whose_output_the_api_does_not_give_does_not_hold_up_the_others() -> None:
+    nothing = events.Collected(batch_id="batch_1", artifact_name=None, bytes=0, sha256="")
+    facts: list[Fact] = [
+        opened(), built(3, 3), intended(0), bought(0), intended(1), bought(1),
+        ended(0), ended(1, state="cancelled", completed=2), collected(0), nothing,
+    ]  # fmt: skip
+
+    assert decide(after(*facts)) is Step.LAND
+
+
+def test_metadata_stays_inside_the_apis_limits_and_tells_long_run_keys_apart() -> None:
+    def metadata(run_key: str) -> dict[str, str]:
+        me = RunIdentity("ns", "job", run_key)
+        return me.metadata(generation=0, part=0, manifest_sha256="a" * 64, route="1:" + "b" * 64)
+
+    one, other = metadata("x" * 5000 + "1"), metadata("x" * 5000 + "2")
+
+    assert len(one) <= 16
+    assert max(map(len, one)) <= 64
+    assert max(map(len, one.values())) <= 512
+    assert one["batchrouter_run_key"] != other["batchrouter_run_key"]
+    assert metadata("Lauf/ÄÖ 日本")["batchrouter_run_key"] == "Lauf/ÄÖ 日本"
+
+
+@pytest.mark.parametrize("run_key", ["", "  ", "half \ud83d"])
+def test_a_run_key_that_names_nothing_is_refused(run_key: str) -> None:
+    with pytest.raises(ConfigError, match="run_key"):
+        RunIdentity("ns", "job", run_key)
 
 
 def test_the_same_identity_buys_under_the_same_key_and_any_other_under_another() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
@@ -9,7 +10,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from batchrouter.errors import JournalError, StorageError
-from batchrouter.run.events import Claimed, GenerationOpened, Opened
+from batchrouter.run.events import ENTRY, Built, Claimed, Ended, Entry, GenerationOpened, Opened
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.journal import Journal, LostRaceError
 
@@ -121,6 +122,104 @@ def test_a_full_disk_leaves_no_event(tmp_path: Path) -> None:
         late.append(Claimed(attempt="x"))
 
     assert Journal(local(tmp_path)).load().claim is None
+
+
+class _Late(LocalFileSystem):
+    """A network file system whose cache denies at first what another host has created."""
+
+    protocol = "late"
+    denied = 0
+
+    def cat_file(self, path: str, **_options: object) -> bytes:
+        if self.denied > 0:
+            self.denied -= 1
+            raise FileNotFoundError(path)
+        return Path(path).read_bytes()
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite") -> None:
+        with Path(path).open("xb" if mode == "create" else "wb") as file:
+            file.write(value)
+
+
+def test_an_event_of_another_host_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    store = _Late(skip_instance_cache=True)
+    here, there = Journal(RunFolder(store, str(tmp_path))), Journal(local(tmp_path))
+    there.append(OPENED)
+    there.append(Claimed(attempt="theirs"))
+    here.load()
+    there.append(Claimed(attempt="theirs again"))
+    store.denied = 2
+
+    here.append(Claimed(attempt="ours"), still=lambda state: state.claim == "theirs again")
+
+    assert Journal(local(tmp_path)).load().claim == "ours"
+
+
+def test_an_event_that_stays_unreadable_is_an_error_and_no_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchrouter.run.journal._LATE_S", (0.0,))
+    (tmp_path / "journal").mkdir()
+    store = _Late(skip_instance_cache=True)
+    Journal(local(tmp_path)).append(OPENED)
+    store.denied = 1000
+
+    with pytest.raises(StorageError, match="cannot be read"):
+        Journal(RunFolder(store, str(tmp_path))).append(OPENED, still=lambda _state: True)
+
+
+class _Foreign(_Late):
+    """A store whose library has errors of its own, as botocore and google.auth have."""
+
+    protocol = "foreign"
+
+    def cat_file(self, path: str, **_options: object) -> bytes:
+        raise LookupError(f"no credentials for https://store/{path}?sig=secret")
+
+
+def test_whatever_a_store_raises_is_a_storage_error_that_shows_no_url(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as raised:
+        Journal(RunFolder(_Foreign(skip_instance_cache=True), str(tmp_path))).load()
+
+    assert raised.value.retryable
+    assert "secret" not in str(raised.value)
+
+
+def test_an_event_about_an_unknown_batch_is_damage_and_no_key_error(folder: RunFolder) -> None:
+    Journal(folder).append(OPENED)
+    end = Ended(batch_id="batch_9", state="succeeded", completed=1, failed=0, settled_usd=None)
+    entry = Entry(number=2, at=datetime.now(UTC), fact=end)
+    folder.create(folder.path("journal", "000002.json"), ENTRY.dump_json(entry))
+
+    with pytest.raises(JournalError, match="batch_9"):
+        Journal(folder).load()
+
+
+def test_threads_that_share_a_journal_fold_each_event_once(tmp_path: Path) -> None:
+    writer, shared = Journal(local(tmp_path)), Journal(local(tmp_path))
+    writer.append(OPENED)
+    for attempt in range(60):
+        writer.append(Claimed(attempt=str(attempt)))
+
+    threads = [threading.Thread(target=shared.load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (shared.state.entry_count, shared.state.claim) == (61, "59")
+
+
+def test_a_second_build_of_a_generation_changes_nothing(folder: RunFolder) -> None:
+    def built(count: int) -> Built:
+        return Built(generation=0, manifest={"parts": [{"index": 0, "item_count": count}]})
+
+    journal = Journal(folder)
+    for fact in (OPENED, built(3), built(4)):
+        journal.append(fact)
+
+    assert journal.state.manifest == built(3).manifest
 
 
 class _FullDisk(LocalFileSystem):

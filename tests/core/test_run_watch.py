@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from batchrouter.api.models import Batch, BatchPage
-from batchrouter.run.watch import ListChanged, Question, ReadInbox, Retrieve, WatchBook
+from batchrouter.run.watch_book import ListChanged, Question, ReadInbox, Retrieve, WatchBook
 from batchrouter.webhooks.signing import Event
 
 NOW = datetime.now(UTC)
@@ -166,3 +166,69 @@ def test_what_nobody_waits_for_any_more_is_forgotten() -> None:
 
     assert not book.known
     assert not book.waits
+
+
+def test_an_event_that_is_faster_than_its_wait_is_kept_for_it() -> None:
+    book = WatchBook(poll_interval_s=10, has_inbox=True)
+    book.begin(["batch_1"], "webhook", 0)
+    play(book, 1, ([event(2)], "c"))
+    late = book.begin(["batch_2"], "webhook", 5)
+
+    asked = play(book, 6, ([], "c"), batch(2, "succeeded"))
+
+    assert asked == [ReadInbox("c"), Retrieve("batch_2")]
+    assert book.is_over(late)
+
+
+def test_a_hint_is_followed_until_the_api_agrees() -> None:
+    book = WatchBook(poll_interval_s=10, has_inbox=True)
+    wait = book.begin(["batch_1"], "webhook", 0)
+    play(book, 1, ([event(1)], "c"), batch(1, "finalizing"))
+
+    assert [type(each) for each in play(book, 1.5, ([], "c"))] == [ReadInbox], "not at once"
+    play(book, 3, ([], "c"), batch(1, "succeeded"))
+
+    assert book.is_over(wait)
+
+
+def test_a_hint_survives_a_look_that_fails() -> None:
+    book = WatchBook(poll_interval_s=10, has_inbox=True)
+    wait = book.begin(["batch_1"], "webhook", 0)
+    cycle = book.cycle(1)
+    next(cycle)
+    assert cycle.send(([event(1)], "c")) == Retrieve("batch_1")
+    cycle.close()  # as when the API does not answer
+    book.after_failure(1)
+
+    play(book, 7, ([], "c"), batch(1, "succeeded"))
+
+    assert book.is_over(wait)
+
+
+def test_a_batch_that_ended_before_its_wait_began_is_in_the_next_list() -> None:
+    book = polling()
+    book.begin(["batch_1"], "poll", 0)
+    play(book, 1, page(batch(1)))
+    book.begin(["batch_2"], "poll", 90)
+
+    [question] = play(book, 100, page())
+
+    assert isinstance(question, ListChanged)
+    assert question.updated_after < NOW - timedelta(hours=1)
+
+
+def test_a_folder_of_events_is_listed_once_an_interval() -> None:
+    book = WatchBook(poll_interval_s=10, has_inbox=True, inbox_interval_s=10)
+    book.begin(["batch_1"], "webhook", 0)
+
+    looks = [play(book, now_s, *[([], "c")] * (now_s in {1, 11})) for now_s in range(1, 21)]
+
+    assert sum(len(asked) for asked in looks) == 2
+
+
+def test_an_inbox_that_fails_is_left_alone_for_a_moment() -> None:
+    book = WatchBook(poll_interval_s=10, has_inbox=True)
+    book.begin(["batch_1"], "webhook", 0)
+    book.after_failure(1)
+
+    assert play(book, 2) == []

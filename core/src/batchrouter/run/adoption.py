@@ -29,13 +29,22 @@ quote that it once gave proves that it was never accepted."""
 LOOK_BACK = timedelta(minutes=10)
 """How long before an intent the listing is searched: more than any skew that a Date shows."""
 
+JUST_CREATED_FOR = timedelta(seconds=60)
+"""A 404 for a batch younger than this is a replica that lags, not a batch that is gone."""
+
+LOOK_SOON = timedelta(seconds=2)
+"""How long to leave such a batch alone before it is asked for again."""
+
 _PAGE = 200
 _MOST_PAGES = 500
 _ADOPTABLE = frozenset({"quote_lock_already_accepted", "idempotency_key_reused"})
 
 
-def settle(context: RunContext, part: PartState) -> None:
+def settle(context: RunContext, part: PartState) -> datetime | None:
     """Find out what an open intent bought, and journal it.
+
+    Returns:
+        When to look again, if the API named a batch that it does not show yet; else None.
 
     Raises:
         RunIdentityConflictError: The purchase exists and is not what this run would buy.
@@ -45,13 +54,13 @@ def settle(context: RunContext, part: PartState) -> None:
     """
     intent = part.intent
     if intent is None:
-        return
+        return None
     if _age(part) > QUOTE_KEPT_FOR:
         batch = find_listed(context, part)
         if batch is None:
             raise UnsettledIntentError(_cannot_decide(context, intent))
-        _record(context, intent, batch, "listed")
-        return
+        record(context, intent, batch, "listed")
+        return None
     try:
         reached("submit.before_send")
         batch = context.client.submit_batch(
@@ -59,9 +68,9 @@ def settle(context: RunContext, part: PartState) -> None:
         )
         reached("submit.after_send")
     except (ConflictError, NotFoundError) as error:
-        _settle_refusal(context, part, intent, error)
-        return
-    _record(context, intent, batch, "replayed" if batch.replayed else "accepted")
+        return _settle_refusal(context, part, intent, error)
+    record(context, intent, batch, "replayed" if batch.replayed else "accepted")
+    return None
 
 
 def webhook_of(context: RunContext) -> dict[str, str] | None:
@@ -77,16 +86,15 @@ def _settle_refusal(
     part: PartState,
     intent: Intended,
     error: ConflictError | NotFoundError,
-) -> None:
+) -> datetime | None:
     if error.code in _ADOPTABLE:
         batch_id = error.details.get("batch_id")
         if isinstance(batch_id, str):
-            _record(context, intent, _retrieve_own(context, intent, batch_id), "adopted")
-            return
+            return _adopt(context, part, intent, batch_id)
         batch = find_listed(context, part)
         if batch is None:
             raise UnsettledIntentError(_cannot_decide(context, intent)) from error
-        _record(context, intent, batch, "listed")
+        record(context, intent, batch, "listed")
     elif error.code in {"quote_lock_expired", "quote_not_found"}:
         # A quote is accepted before it can expire, and an accepted one answers otherwise.
         _refuse(context, intent, error.code)
@@ -97,27 +105,40 @@ def _settle_refusal(
         if batch is None:
             _refuse(context, intent, error.code, drop_upload=True)
         else:
-            _record(context, intent, batch, "listed")
+            record(context, intent, batch, "listed")
     else:
         raise error
+    return None
 
 
 def _age(part: PartState) -> timedelta:
     return datetime.now(UTC) - (part.intended_at or datetime.now(UTC))
 
 
-def _retrieve_own(context: RunContext, intent: Intended, batch_id: str) -> "Batch":
-    batch = context.client.retrieve_batch(batch_id)
+def _adopt(
+    context: RunContext, part: PartState, intent: Intended, batch_id: str
+) -> datetime | None:
+    try:
+        batch = context.client.retrieve_batch(batch_id)
+    except NotFoundError as error:
+        if _age(part) < JUST_CREATED_FOR:
+            return datetime.now(UTC) + LOOK_SOON
+        raise UnsettledIntentError(_cannot_decide(context, intent)) from error
+    _check_own(context, intent, batch)
+    record(context, intent, batch, "adopted")
+    return None
+
+
+def _check_own(context: RunContext, intent: Intended, batch: "Batch") -> None:
     expected: dict[str, str] = intent.body["metadata"]
     found = batch.metadata or {}
     other = sorted(name for name, value in expected.items() if found.get(name) != value)
     if other:
         raise RunIdentityConflictError(
             f"run key {context.identity.run_key!r} of job {context.identity.job_name!r} already "
-            f"stands for batch {batch_id}, which differs in {', '.join(other)}. Nothing more was "
-            "bought. Use another run key, or put the source back as it was to adopt that batch."
+            f"stands for batch {batch.id}, which differs in {', '.join(other)}. Nothing more was "
+            "bought. Use another run key, or put job and source back as they were to adopt it."
         )
-    return batch
 
 
 def find_listed(context: RunContext, part: PartState) -> "Batch | None":
@@ -142,15 +163,22 @@ def find_listed(context: RunContext, part: PartState) -> "Batch | None":
         if not page.has_more or (oldest is not None and oldest < since):
             return None
         after = page.next_cursor
+        if after is None:
+            break  # more that cannot be asked for: the first page again would say nothing new
     raise UnsettledIntentError(_cannot_decide(context, intent))
 
 
-def _record(
+def record(
     context: RunContext,
     intent: Intended,
     batch: "Batch",
     how: Literal["accepted", "replayed", "adopted", "listed"],
 ) -> None:
+    """Journal that a batch stands for the intent.
+
+    Raises:
+        LostRaceError: Another attempt has settled it.
+    """
     total = batch.quoted_total
     context.journal.append(
         Bought(

@@ -17,6 +17,8 @@ def build(context: RunContext) -> None:
     """
     from batchrouter.manifest.build import build_manifest  # noqa: PLC0415 - loads pyarrow
 
+    if context.state.manifest is not None:
+        return
     generation = context.state.generation
     reached("build.before")
     with storage_errors("writing the manifest"):

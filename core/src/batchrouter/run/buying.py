@@ -16,13 +16,14 @@ from batchrouter.errors import (
     ProtocolError,
 )
 from batchrouter.killpoints import reached
-from batchrouter.run.adoption import find_listed, settle
+from batchrouter.money import format_usd
+from batchrouter.run.adoption import find_listed, record, settle
 from batchrouter.run.context import RunContext
 from batchrouter.run.decide import is_winding_down, parts_to_buy
-from batchrouter.run.events import Bought, Intended, Stopped, Uploaded
+from batchrouter.run.events import Intended, Stopped, Uploaded
 from batchrouter.run.folder import storage_errors
 from batchrouter.run.progress import Progress
-from batchrouter.run.quoting import check_budget, needs_quote, quote_parts
+from batchrouter.run.quoting import needs_quote, over_budget, quote_parts
 from batchrouter.run.state import PartState
 
 _log = logging.getLogger(__name__)
@@ -63,17 +64,32 @@ def lock_prices(context: RunContext, *, gate: bool = True) -> None:
         BudgetExceededError: See `buy`.
     """
     parts = parts_to_buy(context.state)
-    stale = [part for part in parts if needs_quote(context, part)]
-    if stale:
-        quote_parts(context, stale)
-    if not gate:
+    # All or none: the sum that is held against the budget is of one moment.
+    if any(needs_quote(context, part) for part in parts):
+        quote_parts(context, parts)
+    excess = over_budget(context, parts) if gate else None
+    if excess is None:
         return
-    try:
-        check_budget(context, parts)
-    except BudgetExceededError as error:
-        if context.state.has_bought:
-            _stop(context, str(error))
-        raise
+    if context.state.has_bought:
+        raise _stopped(context, excess)
+    raise BudgetExceededError(
+        f"{excess}. Nothing of it was bought. Raise `budget` (or the setting max_run_usd), lower "
+        "`max_output_tokens`, or allow a cheaper model."
+    )
+
+
+def _stopped(context: RunContext, excess: str) -> BudgetExceededError:
+    state = context.state
+    ids = ", ".join(each.batch_id for each in state.current[:3])
+    reason = (
+        f"{excess}. Nothing more is bought; what was accepted before ({ids}) is asked to cancel, "
+        f"and up to {format_usd(state.committed_usd)} USD may be billed in all"
+    )
+    _stop(context, reason)
+    return BudgetExceededError(
+        f"{reason}. Run the same run key again to land what finishes; the rest is bought only by "
+        "on_rerun='rebuy' (CLI: --rebuy), with a higher budget."
+    )
 
 
 def _stop(context: RunContext, reason: str) -> None:
@@ -163,6 +179,7 @@ def _body(context: RunContext, part: PartState, quote_id: str, upload: Uploaded)
             generation=context.state.generation,
             part=part.index,
             manifest_sha256=upload.sha256,
+            route=context.state.fingerprint.get("route", ""),
         ),
     }
 
@@ -170,24 +187,32 @@ def _body(context: RunContext, part: PartState, quote_id: str, upload: Uploaded)
 def settle_all(context: RunContext) -> datetime | None:
     """Settle every open intent.
 
+    Returns:
+        When to look again, if an intent cannot be settled yet; else None.
+    """
+    moments: list[datetime] = []
+    open_parts = context.state.open_intents
+    for done, part in enumerate(open_parts):
+        context.tell(Progress("submit", done, len(open_parts), "parts"))
+        look_again_at = settle_part(context, part)
+        if look_again_at is not None:
+            moments.append(look_again_at)
+    context.tell(Progress("submit", len(open_parts), len(open_parts), "parts"))
+    return max(moments, default=None)
+
+
+def settle_part(context: RunContext, part: PartState) -> datetime | None:
+    """Settle one open intent.
+
     While the run winds down, an intent is sent again only when its quote has expired: before
     that, sending could buy what nobody wants any more.
 
     Returns:
-        When to look again, if an intent must wait for its quote to expire; else None.
+        When to look again, if it cannot be settled yet; else None.
     """
-    look_again_at: datetime | None = None
-    open_parts = context.state.open_intents
-    for done, part in enumerate(open_parts):
-        context.tell(Progress("submit", done, len(open_parts), "parts"))
-        if is_winding_down(context.state):
-            waits_until = _settle_without_buying(context, part)
-            if waits_until is not None:
-                look_again_at = max(look_again_at or waits_until, waits_until)
-        else:
-            settle(context, part)
-    context.tell(Progress("submit", len(open_parts), len(open_parts), "parts"))
-    return look_again_at
+    if is_winding_down(context.state):
+        return _settle_without_buying(context, part)
+    return settle(context, part)
 
 
 def _settle_without_buying(context: RunContext, part: PartState) -> datetime | None:
@@ -196,23 +221,13 @@ def _settle_without_buying(context: RunContext, part: PartState) -> datetime | N
         return None
     batch = find_listed(context, part)
     if batch is not None:
-        context.journal.append(
-            Bought(
-                generation=intent.generation,
-                part=intent.part,
-                batch_id=batch.id,
-                quoted_usd=intent.quoted_usd,
-                deadline_at=batch.deadline_at,
-                how="listed",
-            )
-        )
+        record(context, intent, batch, "listed")
         cancel_open_batches(context)
         return None
     now = context.server_now(intent.clock_offset_s)
     if quote is not None and now < quote.expires_at + _EXPIRY_SLACK:
         return datetime.now(UTC) + (quote.expires_at + _EXPIRY_SLACK - now)
-    settle(context, part)
-    return None
+    return settle(context, part)
 
 
 def cancel_open_batches(context: RunContext) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from batchrouter.money import format_usd
 from batchrouter.run.decide import Step, decide
 from batchrouter.run.folder import RunFolder
+from batchrouter.run.identity import slug
 from batchrouter.run.journal import Journal
 from batchrouter.run.state import RunState
 
@@ -98,7 +99,7 @@ def list_runs(
     """
     options = dict(storage_options or {})
     root = RunFolder.below(runs_url, "", options)
-    for job_folder in [job] if job else root.names():
+    for job_folder in [slug(job)] if job else root.names():
         for name in root.names(job_folder):
             folder = f"{job_folder}/{name}"
             journal = Journal(RunFolder(root.fs, root.path(folder)))

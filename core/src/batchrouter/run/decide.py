@@ -68,6 +68,8 @@ def batches_to_collect(state: RunState) -> list[Purchase]:
 def has_output(purchase: Purchase) -> bool:
     """True when at least one item of the batch has a result worth landing."""
     ended = purchase.ended
+    if purchase.collected is not None:
+        return purchase.collected.artifact_name is not None
     return ended is not None and (ended.state == "succeeded" or ended.completed > 0)
 
 

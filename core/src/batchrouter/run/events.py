@@ -179,11 +179,14 @@ class Ended(_Fact):
 
 
 class Collected(_Fact):
-    """A batch's artifact is in the run folder, whole and checked."""
+    """A batch's artifact is in the run folder, whole and checked.
+
+    ``artifact_name`` is None when the API has no output of an early end to give.
+    """
 
     type: Literal["collected"] = "collected"
     batch_id: str
-    artifact_name: str
+    artifact_name: str | None
     bytes: int
     sha256: str
 

@@ -19,20 +19,35 @@ _PRIVATE_DIR = 0o700
 
 @contextmanager
 def storage_errors(doing: str) -> Generator[None]:
-    """Turn what file systems raise into a StorageError that says what was being done.
+    """Turn what the system raises into a StorageError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(doing, error) from error
 
-    FileExistsError and FileNotFoundError pass: they are answers, not failures.
+
+@contextmanager
+def _store_errors(doing: str, *answers: type[OSError]) -> Generator[None]:
+    """As `storage_errors`, around the store alone: there any exception is the store's.
+
+    Each fsspec back end lets some exceptions of its own library through (botocore, aiohttp,
+    google.auth), and they share no base. `answers` pass: they are no failures.
     """
     try:
         yield
-    except (FileExistsError, FileNotFoundError):
+    except answers:
         raise
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise StorageError(
-            f"{doing} failed: {reason}. Nothing was bought by this step; "
-            "mend the storage and run the same run key again to go on."
-        ) from error
+    except Exception as error:
+        raise _storage_error(doing, error) from error
+
+
+def _storage_error(doing: str, error: Exception) -> StorageError:
+    # Only an OSError's text is shown: those of others may hold a signed URL.
+    told = (error.strerror or str(error)) if isinstance(error, OSError) else ""
+    return StorageError(
+        f"{doing} failed: {told or type(error).__name__}. No purchase is lost or made twice by "
+        "that: mend the storage and run the same run key again to go on."
+    )
 
 
 class RunFolder:
@@ -60,7 +75,7 @@ class RunFolder:
 
         try:
             fs, root = fsspec.core.url_to_fs(runs_url, **storage_options)
-        except (ValueError, ImportError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"runs_url: {error}") from error
         return cls(fs, f"{root.rstrip('/')}/{folder}" if folder else root)
 
@@ -81,7 +96,7 @@ class RunFolder:
     def ensure(self, *names: str) -> str:
         """Make a folder where the file system has such a thing; private on local disk."""
         path = self.path(*names)
-        with storage_errors(f"making {names[-1] if names else 'the run folder'}"):
+        with _store_errors(f"making {names[-1] if names else 'the run folder'}"):
             if self.is_local:
                 Path(path).mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIR)
             else:
@@ -97,7 +112,7 @@ class RunFolder:
             FileExistsError: Another writer was first.
             StorageError: No room, no permission, no connection; nothing was left behind.
         """
-        with storage_errors("writing the journal"):
+        with _store_errors("writing the journal", FileExistsError):
             if self.is_local:
                 self._create_locally(path, data)
             else:
@@ -128,15 +143,19 @@ class RunFolder:
             FileNotFoundError: It is not there.
             StorageError: It cannot be read.
         """
-        with storage_errors("reading the run folder"):
-            data: bytes = self.fs.cat_file(path)
+        with _store_errors("reading the run folder", FileNotFoundError):
+            try:
+                data: bytes = self.fs.cat_file(path)
+            except NotADirectoryError:
+                # A stray file stands where a run's folder would.
+                raise FileNotFoundError(path) from None
             return data
 
     def names(self, *folder: str) -> list[str]:
         """List a folder's file names, sorted; empty when the folder is not there."""
         path = self.path(*folder)
         try:
-            with storage_errors("listing the run folder"):
+            with _store_errors("listing the run folder", FileNotFoundError):
                 self.fs.invalidate_cache()
                 found: list[str] = self.fs.ls(path, detail=False)
         except FileNotFoundError:
@@ -145,7 +164,21 @@ class RunFolder:
 
     def remove_strays(self, folder: str, keep: set[str]) -> None:
         """Remove the files of dead attempts; never fails, since litter is harmless."""
-        for name in self.names(folder):
-            if name not in keep:
-                with suppress(OSError):
+        with suppress(StorageError):
+            for name in set(self.names(folder)) - keep:
+                with _store_errors("removing litter"):
                     self.fs.rm_file(self.path(folder, name))
+
+    def size_of(self, path: str) -> int | None:
+        """A file's size in bytes; None when it is not there.
+
+        Raises:
+            StorageError: The store does not tell.
+        """
+        try:
+            with _store_errors("looking into the run folder", FileNotFoundError):
+                self.fs.invalidate_cache()
+                size: int = self.fs.size(path)
+                return size
+        except FileNotFoundError:
+            return None

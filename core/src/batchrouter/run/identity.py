@@ -9,6 +9,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from batchrouter.errors import ConfigError
+
+_MOST_VALUE_CHARS = 500
+"""The API's guides allow 512 characters in a value of a batch's metadata."""
 _SLUG_CHARS = 60
 _HASH_CHARS = 10
 METADATA_PREFIX = "batchrouter_"
@@ -35,6 +39,12 @@ def slug(text: str) -> str:
     return plain[:_SLUG_CHARS].rstrip("-._") or "run"
 
 
+def _bounded(value: str) -> str:
+    if len(value) <= _MOST_VALUE_CHARS:
+        return value
+    return f"{value[: _MOST_VALUE_CHARS - 70]}… {_digest('value', value)}"
+
+
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
     """The three names that make a purchase the same purchase.
@@ -56,6 +66,14 @@ class RunIdentity:
     job_name: str
     run_key: str
 
+    def __post_init__(self) -> None:
+        if not self.run_key.strip():
+            raise ConfigError("run_key: is empty; name this execution, such as by its date")
+        try:
+            self.run_key.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("run_key: holds half a character (a lone surrogate)") from None
+
     @property
     def run_id(self) -> str:
         """The whole identity as 64 hex digits; says nothing of what it was made from."""
@@ -76,8 +94,18 @@ class RunIdentity:
         parts = (self.namespace, self.job_name, self.run_key, generation, resend_round, part)
         return f"br-{_digest('buy', *parts)}"
 
-    def metadata(self, *, generation: int, part: int, manifest_sha256: str) -> dict[str, str]:
-        """What a batch carries so that it is known again: strings only, eight pairs at most."""
+    def metadata(
+        self, *, generation: int, part: int, manifest_sha256: str, route: str
+    ) -> dict[str, str]:
+        """What a batch carries so that it is known again: strings only, eight pairs at most.
+
+        Args:
+            generation: Of the run.
+            part: Of the generation.
+            manifest_sha256: Of the part.
+            route: The fingerprint of the job's route: the same lines bought from another
+                model are another purchase.
+        """
         named = {
             "run_id": self.run_id,
             "job": self.job_name,
@@ -85,5 +113,6 @@ class RunIdentity:
             "generation": str(generation),
             "part": str(part),
             "manifest_sha256": manifest_sha256,
+            "route": route,
         }
-        return {f"{METADATA_PREFIX}{name}": value for name, value in named.items()}
+        return {f"{METADATA_PREFIX}{name}": _bounded(value) for name, value in named.items()}

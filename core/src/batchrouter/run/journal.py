@@ -7,21 +7,24 @@ The number alone is the file's name. (With the event's type in the name, two wri
 create different files for one number, and both would win.)
 """
 
-import logging
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from batchrouter.errors import JournalError
+from batchrouter.errors import JournalError, StorageError
 from batchrouter.killpoints import reached
 from batchrouter.run.events import ENTRY, JOURNAL_VERSION, Entry, Fact, VersionOnly
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.state import RunState
 
-_log = logging.getLogger(__name__)
 _FOLDER = "journal"
 _SUFFIX = ".json"
+_LATE_S = (0.0, 0.05, 0.25, 1.0, 4.0)
+"""Pauses before an event that exists and cannot be read yet is looked at again: a network file
+system may deny for seconds what another host has just created."""
 
 
 class LostRaceError(Exception):
@@ -29,7 +32,7 @@ class LostRaceError(Exception):
 
 
 class Journal:
-    """The events of one run, and the state that they add up to.
+    """The events of one run, and the state that they add up to; threads may share it.
 
     Args:
         folder: The run's folder.
@@ -40,6 +43,8 @@ class Journal:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
+        # Reentrant: a signal handler that cancels may interrupt an append of its own thread.
+        self._turn = threading.RLock()
         self.state = RunState()
 
     def load(self) -> RunState:
@@ -50,13 +55,26 @@ class Journal:
                 version of batchrouter.
             StorageError: The folder cannot be read.
         """
-        while True:
-            number = self.state.entry_count + 1
-            try:
-                data = self._folder.read(self._path(number))
-            except FileNotFoundError:
-                return self.state
-            self.state.apply(self._parse(number, data))
+        with self._turn:
+            while True:
+                number = self.state.entry_count + 1
+                try:
+                    data = self._folder.read(self._path(number))
+                except FileNotFoundError:
+                    return self.state
+                self._fold(self._parse(number, data))
+
+    def _fold(self, entry: Entry) -> None:
+        if entry.number != self.state.entry_count + 1:
+            return  # the signal handler was faster
+        try:
+            self.state.apply(entry)
+        except KeyError as error:
+            raise JournalError(
+                f"journal event {entry.number} in {self._folder.root}/{_FOLDER} speaks of "
+                f"{error}, which no event before it made. Restore the folder, or start over "
+                "under another run key."
+            ) from error
 
     def check_whole(self) -> None:
         """Refuse a history with a hole: what the missing event said may be a purchase.
@@ -91,20 +109,31 @@ class Journal:
             StorageError: The event cannot be written; nothing was.
         """
         self._folder.ensure(_FOLDER)
-        while True:
-            number = self.state.entry_count + 1
-            entry = Entry(number=number, at=datetime.now(UTC), fact=fact)
-            reached(f"journal.before_{fact.type}")
-            try:
-                self._folder.create(self._path(number), ENTRY.dump_json(entry, indent=1))
-            except FileExistsError:
-                self.load()
-                if still is None or not still(self.state):
-                    raise LostRaceError(fact.type) from None
-                continue
-            reached(f"journal.after_{fact.type}")
-            self.state.apply(entry)
-            return
+        with self._turn:
+            while True:
+                number = self.state.entry_count + 1
+                entry = Entry(number=number, at=datetime.now(UTC), fact=fact)
+                reached(f"journal.before_{fact.type}")
+                try:
+                    self._folder.create(self._path(number), ENTRY.dump_json(entry, indent=1))
+                except FileExistsError:
+                    self._load_past(number)
+                    if still is None or not still(self.state):
+                        raise LostRaceError(fact.type) from None
+                    continue
+                reached(f"journal.after_{fact.type}")
+                self._fold(entry)
+                return
+
+    def _load_past(self, number: int) -> None:
+        for pause_s in _LATE_S:
+            time.sleep(pause_s)
+            if self.load().entry_count >= number:
+                return
+        raise StorageError(
+            f"journal event {number} in {self._folder.root}/{_FOLDER} was written by another "
+            "process and cannot be read. Run the same run key again to go on."
+        )
 
     def _path(self, number: int) -> str:
         return self._folder.path(_FOLDER, f"{number:06d}{_SUFFIX}")

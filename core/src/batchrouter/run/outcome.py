@@ -4,17 +4,22 @@ The API's state decides when a batch has ended. Its artifact is copied into the 
 first, since providers and routers forget; the table is written from that copy alone.
 """
 
+import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchrouter.errors import (
+    AuthError,
     BatchFailedError,
     BatchrouterError,
+    BudgetExceededError,
+    LandingError,
     NotFoundError,
     RunCancelledError,
 )
 from batchrouter.killpoints import reached
+from batchrouter.run.adoption import JUST_CREATED_FOR, LOOK_SOON
 from batchrouter.run.buying import cancel_open_batches
 from batchrouter.run.context import RunContext
 from batchrouter.run.decide import batches_to_collect, is_winding_down
@@ -28,19 +33,18 @@ if TYPE_CHECKING:
     from batchrouter.landing.land import LandingIdentity, PartToLand
     from batchrouter.landing.sinks import Sink
 
-JUST_CREATED_FOR = timedelta(seconds=60)
-"""A 404 for a batch younger than this is a replica that lags, not a batch that is gone."""
+_log = logging.getLogger(__name__)
 
 _LATE_LOOK = timedelta(minutes=10)
 _AFTER_DEADLINE = timedelta(minutes=5)
 _SHOWN_LANES = 16
 
 
-def look(context: RunContext) -> list[Purchase]:
+def look(context: RunContext) -> datetime | None:
     """Ask the API how each open batch is, and journal those that have ended.
 
     Returns:
-        The batches that are still open.
+        When to look again at the latest; None when no batch is open any more.
 
     Raises:
         BatchFailedError: The API no longer knows a batch; nothing is bought again.
@@ -48,25 +52,61 @@ def look(context: RunContext) -> list[Purchase]:
         TransportError: No reply.
     """
     if is_winding_down(context.state):
-        cancel_open_batches(context)
-    counted: list[tuple[int, int]] = []
+        _repeat_cancel(context)
+    all_seen = note_ends(context)
+    if not context.state.open_batches:
+        return None
+    return _look_again_at(context) if all_seen else datetime.now(UTC) + LOOK_SOON
+
+
+def note_ends(context: RunContext, *, give_up_gone: bool = False) -> bool:
+    """Journal the ends of open batches, as the API tells them.
+
+    Args:
+        context: The run.
+        give_up_gone: Take a batch that the API no longer knows for ended, at its quoted price.
+
+    Returns:
+        False when the API does not show a young batch yet.
+
+    Raises:
+        BatchFailedError: The API no longer knows a batch, and `give_up_gone` is false.
+    """
+    all_seen = True
+    done = total = 0
     for purchase in context.state.open_batches:
-        batch = _retrieve(context, purchase)
-        if batch is None:
+        try:
+            batch = context.client.retrieve_batch(purchase.batch_id)
+        except NotFoundError as error:
+            if _is_young(context, purchase):
+                all_seen = False
+            elif give_up_gone:
+                _note_end(context, _gone(purchase))
+            else:
+                raise _no_longer_known(purchase) from error
             continue
         if batch.counts is not None:
-            counted.append((batch.counts.completed + batch.counts.failed, batch.counts.total))
+            done += batch.counts.completed + batch.counts.failed
+            total += batch.counts.total
         if batch.is_terminal:
-            context.journal.append(
-                _ended(batch),
-                still=lambda state, known=purchase.batch_id: state.purchases[known].ended is None,
-            )
-    done, total = (sum(column) for column in zip(*counted, strict=True)) if counted else (0, None)
-    context.tell(Progress("wait", done, total, "items"))
-    return context.state.open_batches
+            _note_end(context, _ended(batch, known_as=purchase.batch_id))
+    context.tell(Progress("wait", done, total or None, "items"))
+    return all_seen
 
 
-def look_again_at(context: RunContext) -> datetime:
+def _note_end(context: RunContext, end: Ended) -> None:
+    context.journal.append(end, still=lambda state: state.purchases[end.batch_id].ended is None)
+
+
+def _repeat_cancel(context: RunContext) -> None:
+    try:
+        cancel_open_batches(context)
+    except AuthError as error:
+        # What the key may not cancel goes on, is billed, and shall at least be landed.
+        _log.warning("the open batches were not cancelled: %s", error)
+
+
+def _look_again_at(context: RunContext) -> datetime:
     """When open batches must have ended, or shall be looked at again at the latest."""
     told = [
         part.bought.deadline_at
@@ -78,24 +118,35 @@ def look_again_at(context: RunContext) -> datetime:
     return max(max(told, default=soonest) + _AFTER_DEADLINE, soonest)
 
 
-def _retrieve(context: RunContext, purchase: Purchase) -> "Batch | None":
-    try:
-        return context.client.retrieve_batch(purchase.batch_id)
-    except NotFoundError as error:
-        bought_at = context.state.parts[purchase.part].bought_at
-        if bought_at is not None and datetime.now(UTC) - bought_at < JUST_CREATED_FOR:
-            return None
-        raise BatchFailedError(
-            f"the API no longer knows batch {purchase.batch_id}, which this run bought. Nothing "
-            "is bought again by itself: ask the router's operator, or open the run with "
-            "on_rerun='rebuy' (CLI: --rebuy)."
-        ) from error
+def _is_young(context: RunContext, purchase: Purchase) -> bool:
+    bought_at = context.state.parts[purchase.part].bought_at
+    return bought_at is not None and datetime.now(UTC) - bought_at < JUST_CREATED_FOR
 
 
-def _ended(batch: "Batch") -> Ended:
+def _no_longer_known(purchase: Purchase) -> BatchFailedError:
+    return BatchFailedError(
+        f"the API no longer knows batch {purchase.batch_id}, which this run bought. Nothing "
+        "is bought again by itself: ask the router's operator, or open the run with "
+        "on_rerun='rebuy' (CLI: --rebuy)."
+    )
+
+
+def _gone(purchase: Purchase) -> Ended:
+    return Ended(
+        batch_id=purchase.batch_id,
+        state="gone",
+        completed=0,
+        failed=0,
+        settled_usd=None,
+        error_code="batch_not_found",
+        error_message="the API no longer knew this batch when it was bought anew",
+    )
+
+
+def _ended(batch: "Batch", *, known_as: str) -> Ended:
     settled, counts, error = batch.settled_total, batch.counts, batch.error
     return Ended(
-        batch_id=batch.id,
+        batch_id=known_as,
         state=batch.state,
         completed=counts.completed if counts else 0,
         failed=counts.failed if counts else 0,
@@ -129,22 +180,34 @@ def collect(context: RunContext) -> None:
     for purchase in waiting:
         name = context.folder.new_name(f"part-{purchase.part:05d}.jsonl")
         reached("download.before")
-        link = _download(context, purchase, name)
+        collected = _copied(context, purchase, name)
         reached("download.after")
         context.journal.append(
-            Collected(
-                batch_id=purchase.batch_id,
-                artifact_name=name,
-                bytes=link.bytes or 0,
-                sha256=link.sha256 or "",
-            ),
+            collected,
             still=lambda state, known=purchase.batch_id: state.purchases[known].collected is None,
         )
 
 
-def _download(context: RunContext, purchase: Purchase, name: str) -> "ArtifactLink":
+def _copied(context: RunContext, purchase: Purchase, name: str) -> Collected:
     path = context.folder.path("artifact", name)
     partial = purchase.ended is not None and purchase.ended.state != "succeeded"
+    try:
+        link = _download(context, purchase, path, partial=partial)
+    except BatchFailedError as error:
+        # The other parts' results shall not lie here for ever because of this one.
+        _log.warning("its rows are landed without results: %s", error)
+        return Collected(batch_id=purchase.batch_id, artifact_name=None, bytes=0, sha256="")
+    return Collected(
+        batch_id=purchase.batch_id,
+        artifact_name=name,
+        bytes=link.bytes or context.folder.size_of(path) or 0,
+        sha256=link.sha256 or "",
+    )
+
+
+def _download(
+    context: RunContext, purchase: Purchase, path: str, *, partial: bool
+) -> "ArtifactLink":
 
     def tell(received: int, total: int) -> None:
         reached("download.during")
@@ -161,8 +224,12 @@ def _download(context: RunContext, purchase: Purchase, name: str) -> "ArtifactLi
             )
 
 
-def land(context: RunContext) -> None:
+def land(context: RunContext, *, again: bool = False) -> None:
     """Write the table from the run folder, and journal that it is written.
+
+    Args:
+        context: The run.
+        again: Though it was landed.
 
     Raises:
         LandingError: Rows and results do not add up, or the table refuses; nothing was
@@ -187,7 +254,7 @@ def land(context: RunContext) -> None:
     )
     context.journal.append(
         Landed(generation=generation, report=report.to_dict()),
-        still=lambda state: state.generation == generation and state.landed is None,
+        still=lambda state: state.generation == generation and (again or state.landed is None),
     )
     _tidy(context)
 
@@ -228,7 +295,8 @@ def _landing_identity(context: RunContext) -> "LandingIdentity":
 
 def _tidy(context: RunContext) -> None:
     manifest = context.manifest
-    kept = {each.collected.artifact_name for each in context.state.current if each.collected}
+    names = (each.collected.artifact_name for each in context.state.current if each.collected)
+    kept = {name for name in names if name is not None}
     context.folder.remove_strays("artifact", kept)
     context.folder.remove_strays("manifest", {each.manifest_path for each in manifest.parts})
     context.folder.remove_strays("rows", {each.rows_path for each in manifest.parts})
@@ -262,15 +330,28 @@ def _parts_to_land(context: RunContext) -> "list[PartToLand]":
                 index=built.index,
                 rows_path=context.folder.path("rows", built.rows_path),
                 row_count=built.row_count,
-                artifact_path=context.folder.path("artifact", collected.artifact_name)
-                if collected
-                else None,
+                artifact_path=_artifact_path(context, collected),
                 batch_id=purchase.batch_id if purchase else None,
                 batch_state=ended.state if ended else None,
                 batch_error=error,
             )
         )
     return parts
+
+
+def _artifact_path(context: RunContext, collected: Collected | None) -> str | None:
+    if collected is None or collected.artifact_name is None:
+        return None
+    path = context.folder.path("artifact", collected.artifact_name)
+    found = context.folder.size_of(path)
+    if found is None or (collected.bytes and found != collected.bytes):
+        # Landed from a shorter copy, paid results would turn into `missing` rows.
+        raise LandingError(
+            f"the copy of batch {collected.batch_id} has {found or 0} bytes, and {collected.bytes} "
+            f"were collected: restore {collected.artifact_name} in the run folder. Nothing was "
+            "landed."
+        )
+    return path
 
 
 def nothing_to_land(context: RunContext) -> BatchrouterError:
@@ -280,6 +361,8 @@ def nothing_to_land(context: RunContext) -> BatchrouterError:
     again = "Open it with on_rerun='rebuy' (CLI: --rebuy) to buy it anew."
     if state.cancel_asked is not None:
         return RunCancelledError(f"run {key!r} was cancelled and has nothing to land. {again}")
+    if state.stopped is not None:
+        return BudgetExceededError(f"{state.stopped.reason}. Run {key!r} has nothing to land.")
     told = [
         f"batch {each.batch_id} ended {each.ended.state}"
         + (

@@ -10,7 +10,6 @@ from decimal import Decimal
 from typing import Any
 
 from batchrouter.api.models import Quote
-from batchrouter.errors import BudgetExceededError
 from batchrouter.money import format_usd
 from batchrouter.run.context import RunContext
 from batchrouter.run.events import PartQuote, Quoted, QuotedLane
@@ -118,23 +117,18 @@ def _add_lanes(lanes: dict[tuple[str, str, str | None], QuotedLane], quote: Quot
         )
 
 
-def check_budget(context: RunContext, parts: list[PartState]) -> None:
-    """Let the purchase through only if it fits, with all that was committed before.
-
-    Raises:
-        BudgetExceededError: The sum is above the budget; of these parts nothing was bought.
-    """
+def over_budget(context: RunContext, parts: list[PartState]) -> str | None:
+    """Say by how much the parts do not fit, with all that was committed before; None if they do."""
     most_usd = context.most_usd
     if most_usd is None:
-        return
+        return None
     asked = sum((part.quote.quoted_usd for part in parts if part.quote), Decimal(0))
     committed = context.state.committed_usd
     if asked + committed <= most_usd:
-        return
+        return None
     before = f" beside {format_usd(committed)} USD committed before" if committed else ""
     items = sum(context.manifest.parts[part.index].item_count for part in parts)
-    raise BudgetExceededError(
+    return (
         f"the quote for {items:,} items is {format_usd(asked)} USD{before}, above the budget of "
-        f"{format_usd(most_usd)} USD. Nothing of it was bought. Raise `budget` (or the setting "
-        "max_run_usd), lower `max_output_tokens`, or allow a cheaper model."
+        f"{format_usd(most_usd)} USD"
     )

@@ -3,16 +3,20 @@
 No rows, no secrets, no signed URLs; under 2 KB as JSON.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
 from batchrouter.money import format_usd
+from batchrouter.run.decide import parts_to_buy
 from batchrouter.run.events import LaneOutcome
 from batchrouter.run.state import RunState
 
 _SHOWN = 8
+_MOST_BYTES = 2000
+_LONG_NAME_BYTES = 400
 
 STATUSES = ("succeeded", "failed", "invalid_output", "missing", "skipped")
 
@@ -39,7 +43,7 @@ class Receipt:
         rows: Rows by status; they add up to the rows of the source.
         quoted_usd: The locked price of all batches of the run, over all generations.
         settled_usd: What they cost; never above `quoted_usd`. None while the API has not
-            settled a batch.
+            settled a batch, or of a purchase that could never be settled.
         location: Where the table is.
         quarantined: Artifact lines that could not be read; they are in the run folder.
         batch_ids: The first eight; `batch_count` has all.
@@ -71,19 +75,46 @@ class Receipt:
         return (self.finished_at - self.started_at).total_seconds()
 
     def to_dict(self) -> dict[str, Any]:
-        """Turn it into JSON's types: money as decimal strings, times in RFC 3339."""
+        """Turn it into JSON's types: money as decimal strings, times in RFC 3339.
+
+        Lists are cut short where the whole would pass 2 KB: what no longer fits into an XCom
+        is in the run folder.
+        """
         plain = asdict(self)
         for name in ("quoted_usd", "settled_usd", "budget_usd"):
-            plain[name] = None if plain[name] is None else format_usd(plain[name])
+            plain[name] = _money(plain[name])
         plain["lanes"] = [
-            {**lane, "settled_usd": lane["settled_usd"] and format_usd(lane["settled_usd"])}
-            for lane in plain["lanes"]
+            {**lane, "settled_usd": _money(lane["settled_usd"])} for lane in plain["lanes"]
         ]
         plain["batch_ids"] = list(plain["batch_ids"])
         plain["started_at"] = self.started_at.isoformat()
         plain["finished_at"] = self.finished_at.isoformat()
         plain["duration_s"] = round(self.duration_s, 3)
-        return plain
+        return _small(plain)
+
+
+def _money(amount: Decimal | None) -> str | None:
+    return None if amount is None else format_usd(amount)
+
+
+def _small(plain: dict[str, Any]) -> dict[str, Any]:
+    """Shorten long names, then the lists, until it is under 2 KB; counts and money stay."""
+    for name in ("run_key", "location"):
+        while _size(plain) > _MOST_BYTES and _size(plain[name]) > _LONG_NAME_BYTES:
+            plain[name] = f"{plain[name][: len(plain[name]) // 2]}…"
+    while _size(plain) > _MOST_BYTES:
+        longest = max(("lanes", "batch_ids", "error_codes"), key=lambda name: _size(plain[name]))
+        if not plain[longest]:
+            break
+        if longest == "error_codes":
+            plain[longest].popitem()
+        else:
+            plain[longest].pop()
+    return plain
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value))
 
 
 def receipt_of(state: RunState, *, job_name: str, budget_usd: Decimal | None) -> Receipt:
@@ -100,7 +131,8 @@ def receipt_of(state: RunState, *, job_name: str, budget_usd: Decimal | None) ->
     purchases = list(state.purchases.values())
     settled = [each.ended.settled_usd if each.ended else None for each in purchases]
     known = [amount for amount in settled if amount is not None]
-    whole = state.stopped is None and all(
+    settles = len(known) == len(settled) and not state.abandoned_usd
+    whole = not parts_to_buy(state) and all(
         each.ended is not None and each.ended.state == "succeeded" for each in state.current
     )
     batch_ids = [each.batch_id for each in purchases]
@@ -112,7 +144,7 @@ def receipt_of(state: RunState, *, job_name: str, budget_usd: Decimal | None) ->
         rows={status: int(report.get(status, 0)) for status in STATUSES},
         row_count=int(report["rows"]),
         quoted_usd=sum((each.quoted_usd for each in purchases), state.abandoned_usd),
-        settled_usd=sum(known, Decimal(0)) if len(known) == len(settled) else None,
+        settled_usd=sum(known, Decimal(0)) if settles else None,
         budget_usd=budget_usd,
         lanes=_lanes(state),
         batch_ids=tuple(batch_ids[:_SHOWN]),

@@ -9,11 +9,17 @@ from contextlib import suppress
 from typing import Literal
 
 from batchrouter._version import __version__
-from batchrouter.errors import ConfigError, RunIdentityConflictError, UnsettledIntentError
-from batchrouter.run.buying import settle_all
+from batchrouter.errors import (
+    ConfigError,
+    RunIdentityConflictError,
+    UnsettledIntentError,
+    WaitTimeoutError,
+)
+from batchrouter.run.buying import settle_part
 from batchrouter.run.context import RunContext
 from batchrouter.run.events import Claimed, GenerationOpened, Opened
 from batchrouter.run.journal import LostRaceError
+from batchrouter.run.outcome import note_ends
 from batchrouter.run.state import RunState
 
 OnRerun = Literal["resume", "rebuy"]
@@ -24,6 +30,7 @@ def begin(context: RunContext, on_rerun: OnRerun) -> None:
 
     Raises:
         RunIdentityConflictError: The job would buy something else under this key.
+        WaitTimeoutError: A rebuy was asked for, and an old purchase may still come about.
         JournalError: The journal is damaged or of a newer version.
     """
     if on_rerun not in {"resume", "rebuy"}:
@@ -51,51 +58,87 @@ def begin(context: RunContext, on_rerun: OnRerun) -> None:
 
 
 def _rebuy(context: RunContext, fingerprint: dict[str, str]) -> None:
-    # An intent that cannot be settled: the caller has looked, and says that nothing was bought.
-    # A lost race: the other attempt is settling it.
-    with suppress(UnsettledIntentError, LostRaceError):
-        settle_all(context)
-    if not context.state.open_batches:
-        start_generation(context, fingerprint, "bought anew on demand")
+    while True:
+        try:
+            given_up = _settle_each(context)
+            # The API decides what is open: its end may have come while nobody looked.
+            note_ends(context, give_up_gone=True)
+            if not context.state.open_batches:
+                _start_generation(context, fingerprint, "bought anew on demand", given_up)
+        except LostRaceError:
+            continue  # another attempt moves this run along: look again at what it wrote
+        return
+
+
+def _settle_each(context: RunContext) -> frozenset[int]:
+    """Adopt every purchase that exists; return the parts of which nobody can tell.
+
+    The caller has looked for those, and says by asking for a rebuy that nothing was bought.
+    """
+    given_up: set[int] = set()
+    for part in context.state.open_intents:
+        try:
+            look_again_at = settle_part(context, part)
+        except UnsettledIntentError:
+            given_up.add(part.index)
+            continue
+        if look_again_at is not None:
+            raise WaitTimeoutError(
+                f"part {part.index} of run {context.identity.run_key!r} was being bought when it "
+                f"was cancelled, and may still be until {look_again_at:%H:%M:%SZ}. Nothing was "
+                "bought anew; ask again after that."
+            )
+    return frozenset(given_up)
 
 
 def _check_same(context: RunContext, fingerprint: dict[str, str]) -> None:
-    state = context.state
-    changed = sorted(
-        name for name in fingerprint if state.fingerprint.get(name) != fingerprint[name]
-    )
-    if not changed:
-        return
-    if not state.has_bought and state.landed is None:
-        start_generation(context, fingerprint, "the job changed before anything was bought")
-        return
-    raise RunIdentityConflictError(
-        f"run key {context.identity.run_key!r} of job {context.identity.job_name!r} was bought "
-        f"with another {', '.join(changed)}. Nothing more was bought. Use another run key, undo "
-        "the change, or open it with on_rerun='rebuy' (CLI: --rebuy) to buy it all anew"
-        + (" once the open batch has ended or is cancelled." if state.open_batches else ".")
-    )
+    while changed := _changed(context.state, fingerprint):
+        state = context.state
+        if state.has_bought:
+            first = " once the open batch has ended or is cancelled" if state.open_batches else ""
+            raise RunIdentityConflictError(
+                f"run key {context.identity.run_key!r} of job {context.identity.job_name!r} was "
+                f"bought with another {', '.join(changed)}. Nothing more was bought. Use another "
+                "run key, undo the change, or open it with on_rerun='rebuy' (CLI: --rebuy) to buy "
+                f"it all anew{first}."
+            )
+        # Lost to another attempt: it may have bought meanwhile, so both are asked again.
+        with suppress(LostRaceError):
+            _start_generation(context, fingerprint, "the job changed before anything was bought")
 
 
-def start_generation(context: RunContext, fingerprint: dict[str, str], reason: str) -> None:
-    """Begin anew under the same run key; all that was committed before still counts."""
+def _changed(state: RunState, fingerprint: dict[str, str]) -> list[str]:
+    return sorted(name for name in fingerprint if state.fingerprint.get(name) != fingerprint[name])
+
+
+def _start_generation(
+    context: RunContext,
+    fingerprint: dict[str, str],
+    reason: str,
+    given_up: frozenset[int] = frozenset(),
+) -> None:
+    """Begin anew under the same run key; all that was committed before still counts.
+
+    Raises:
+        LostRaceError: Another attempt began a generation, or bought in this one.
+    """
     before = context.state.generation
 
     def still(state: RunState) -> bool:
-        return state.generation == before
+        intents = {part.index for part in state.open_intents}
+        return state.generation == before and intents <= given_up and not state.open_batches
 
-    try:
-        context.journal.append(
-            GenerationOpened(generation=before + 1, fingerprint=fingerprint, reason=reason),
-            still=still,
-        )
-    except LostRaceError:
-        # Another attempt began it; both go on in the same one.
-        return
+    context.journal.append(
+        GenerationOpened(generation=before + 1, fingerprint=fingerprint, reason=reason),
+        still=still,
+    )
 
 
 def claim(context: RunContext, attempt: str) -> None:
     """Record that an attempt has taken the run over, unless it is known already."""
-    if context.state.claim == attempt:
-        return
-    context.journal.append(Claimed(attempt=attempt), still=lambda state: state.claim != attempt)
+    # A lost race: the same attempt has claimed it from another process.
+    with suppress(LostRaceError):
+        if context.state.claim != attempt:
+            context.journal.append(
+                Claimed(attempt=attempt), still=lambda state: state.claim != attempt
+            )

@@ -5,7 +5,6 @@ whether to wait or that the run is done. Between two calls nothing is held but a
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,21 +12,22 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Self
 
 from batchrouter.api.settings import Settings
-from batchrouter.errors import ServerError, WaitTimeoutError
-from batchrouter.run import outcome
+from batchrouter.errors import ConfigError, WaitTimeoutError
+from batchrouter.run import outcome, steps
 from batchrouter.run.answers import Done, QuoteSummary, Waiting
 from batchrouter.run.building import build
-from batchrouter.run.buying import buy, cancel_open_batches, lock_prices, settle_all
+from batchrouter.run.buying import cancel_open_batches, lock_prices, settle_all
 from batchrouter.run.catalog import RunStatus, status_of
 from batchrouter.run.context import RunContext
 from batchrouter.run.decide import Step, decide, parts_to_buy
 from batchrouter.run.events import CancelAsked
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import RunIdentity
-from batchrouter.run.journal import Journal, LostRaceError
+from batchrouter.run.journal import Journal
 from batchrouter.run.progress import Progress, ProgressListener, nobody_listens
-from batchrouter.run.receipt import Receipt, receipt_of
+from batchrouter.run.receipt import Receipt
 from batchrouter.run.reopen import OnRerun, begin, claim
+from batchrouter.run.steps import until_settled
 from batchrouter.run.waiting import (
     PASSING,
     Pauses,
@@ -37,17 +37,13 @@ from batchrouter.run.waiting import (
     until,
     watcher_for,
 )
-from batchrouter.run.watch import Listener, WaitMode
+from batchrouter.run.watch import Listener
+from batchrouter.run.watch_book import WaitMode
 
 if TYPE_CHECKING:
     from batchrouter.api.client import Client
     from batchrouter.job import Job
 
-_log = logging.getLogger(__name__)
-
-_MOST_STEPS = 40
-"""Steps of one `advance()`: a dozen carry a run from start to end; a quote that the API calls
-expired as often as this means a broken clock."""
 _CANCEL_GRACE_S = 5.0
 
 
@@ -101,6 +97,8 @@ class Run:
         """
         settings = settings or (client.settings if client else Settings.from_env())
         settings = settings.replace(runs_url=runs_url)
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit: {limit} is less than one row")
         identity = RunIdentity(
             namespace=settings.identity_namespace,
             job_name=job.name,
@@ -118,9 +116,13 @@ class Run:
             limit=limit,
             tell=on_progress or nobody_listens,
         )
-        begin(context, on_rerun)
-        if attempt is not None:
-            claim(context, attempt)
+        try:
+            begin(context, on_rerun)
+            if attempt is not None:
+                claim(context, attempt)
+        except BaseException:
+            context.release_client()
+            raise
         return cls(context)
 
     def __enter__(self) -> Self:
@@ -152,7 +154,7 @@ class Run:
             StorageError: The run folder takes no more; nothing of the build is kept.
         """
         if self._context.journal.load().manifest is None:
-            self._until_settled(lambda: build(self._context))
+            until_settled(self._context, lambda: build(self._context))
 
     def quote(self) -> QuoteSummary:
         """Lock a price for what is still to buy; nothing is sent, and nothing is bought.
@@ -163,7 +165,7 @@ class Run:
         """
         self.build()
         context = self._context
-        self._until_settled(lambda: lock_prices(context, gate=False))
+        until_settled(context, lambda: lock_prices(context, gate=False))
         parts = parts_to_buy(context.state)
         quotes = [part.quote for part in parts if part.quote is not None]
         quoted = context.state.quoted
@@ -191,12 +193,7 @@ class Run:
             APIError: The API refuses.
             TransportError: No reply; open the run again to settle what was sent.
         """
-        for _ in range(_MOST_STEPS):
-            step = decide(self._context.journal.load())
-            if step not in {Step.BUILD, Step.BUY, Step.SETTLE}:
-                break
-            if self._perform_unless_lost(step) is not None:
-                break
+        steps.submit(self._context)
         return tuple(each.batch_id for each in self._context.state.current)
 
     def land(self, *, again: bool = False) -> Receipt:
@@ -205,13 +202,17 @@ class Run:
         Args:
             again: Write the table anew from the run folder, though it was landed; buys nothing.
 
+        An intent that a dead process left open is settled first, as always.
+
         Raises:
             WaitTimeoutError: A batch is still open.
-            LandingError: Rows and results do not add up, or the table refuses.
+            LandingError: Something is still to buy, rows and results do not add up, or the
+                table refuses.
         """
-        if again and self._context.journal.load().landed is not None:
-            outcome.land(self._context)
-        step = self.advance()
+        context = self._context
+        if again and context.journal.load().landed is not None:
+            until_settled(context, lambda: outcome.land(context, again=True))
+        step = steps.land(context)
         if isinstance(step, Done):
             return step.receipt
         raise WaitTimeoutError(
@@ -229,16 +230,7 @@ class Run:
             BatchrouterError: `retryable` says whether calling again can help; the run goes on
                 from where it is, in any process.
         """
-        for _ in range(_MOST_STEPS):
-            answer = self._perform_unless_lost(decide(self._context.journal.load()))
-            if answer is not None:
-                return answer
-        raise ServerError(
-            "the API called fresh quotes expired again and again: its clock cannot be trusted. "
-            "Nothing was bought that is not in the journal.",
-            status=503,
-            code="quote_lock_expired",
-        )
+        return steps.advance(self._context)
 
     def execute(self, *, wait: WaitMode = "both", timeout_s: float | None = None) -> Receipt:
         """Advance and wait until the table is landed.
@@ -254,7 +246,8 @@ class Run:
             BatchrouterError: As `advance`.
         """
         check_mode(self._context.settings, wait)
-        end_at, pauses = until(timeout_s), Pauses()
+        end_at = until(timeout_s)
+        pauses = Pauses(end_at)
         while True:
             try:
                 step = self.advance()
@@ -263,7 +256,7 @@ class Run:
                 continue
             if isinstance(step, Done):
                 return step.receipt
-            pauses = Pauses()
+            pauses = Pauses(end_at)
             self._check_time(step, end_at)
             wait_until = min(end_at, step.deadline_at)
             if step.batch_ids:
@@ -286,7 +279,8 @@ class Run:
         from batchrouter.api.client import AsyncClient  # noqa: PLC0415 - loads httpx
 
         check_mode(self._context.settings, wait)
-        end_at, pauses = until(timeout_s), Pauses()
+        end_at = until(timeout_s)
+        pauses = Pauses(end_at)
         async with AsyncClient(self._context.client.settings) as client:
             while True:
                 try:
@@ -296,7 +290,7 @@ class Run:
                     continue
                 if isinstance(step, Done):
                     return step.receipt
-                pauses = Pauses()
+                pauses = Pauses(end_at)
                 self._check_time(step, end_at)
                 wait_until = min(end_at, step.deadline_at)
                 if step.batch_ids:
@@ -340,13 +334,10 @@ class Run:
         state = context.journal.load()
         if state.landed is not None or (attempt is not None and state.claim != attempt):
             return False
-        if state.cancel_asked is None:
-            self._until_settled(
-                lambda: context.journal.append(
-                    CancelAsked(reason=reason), still=lambda new: new.cancel_asked is None
-                )
-            )
-        self._until_settled(lambda: settle_all(context))
+        if state.cancel_asked is None and decide(state) is Step.GIVE_UP:
+            return False
+        until_settled(context, lambda: _ask_to_cancel(context, reason))
+        until_settled(context, lambda: settle_all(context))
         cancel_open_batches(context)
         return True
 
@@ -366,55 +357,11 @@ class Run:
                 "router: open the same run key again to wait further."
             )
 
-    def _until_settled(self, action: Callable[[], object]) -> None:
-        for _ in range(_MOST_STEPS):
-            try:
-                action()
-            except LostRaceError:
-                self._context.journal.load()
-            else:
-                return
-        raise ServerError("too many writers at one run", status=503, code="run_contended")
 
-    def _perform_unless_lost(self, step: Step) -> Waiting | Done | None:
-        try:
-            return self._perform(step)
-        except LostRaceError:
-            _log.info("another attempt at this run was faster; deciding again")
-            return None
-
-    def _perform(self, step: Step) -> Waiting | Done | None:
-        context = self._context
-        match step:
-            case Step.BUILD:
-                build(context)
-            case Step.BUY:
-                outcome.check_table(context)
-                buy(context)
-            case Step.SETTLE:
-                look_again_at = settle_all(context)
-                if look_again_at is not None:
-                    return Waiting(self._open_ids(), look_again_at)
-            case Step.WATCH:
-                if outcome.look(context):
-                    return Waiting(self._open_ids(), outcome.look_again_at(context))
-            case Step.COLLECT:
-                outcome.collect(context)
-            case Step.LAND:
-                outcome.land(context)
-            case Step.GIVE_UP:
-                raise outcome.nothing_to_land(context)
-            case Step.FINISHED:
-                return Done(self._receipt())
-        return None
-
-    def _open_ids(self) -> tuple[str, ...]:
-        return tuple(each.batch_id for each in self._context.state.open_batches)
-
-    def _receipt(self) -> Receipt:
-        context = self._context
-        return receipt_of(
-            context.state, job_name=context.identity.job_name, budget_usd=context.most_usd
+def _ask_to_cancel(context: RunContext, reason: str) -> None:
+    if context.state.cancel_asked is None:
+        context.journal.append(
+            CancelAsked(reason=reason), still=lambda state: state.cancel_asked is None
         )
 
 

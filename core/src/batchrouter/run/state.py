@@ -157,9 +157,7 @@ class RunState:
     ) -> None:
         match fact:
             case events.Built():
-                self.manifest, self.built_at = fact.manifest, at
-                count = len(fact.manifest["parts"])
-                self.parts = {index: PartState(index) for index in range(count)}
+                self._adopt_manifest(fact, at)
             case events.Quoted():
                 self.quoted = fact
                 for quote in fact.quotes:
@@ -170,6 +168,13 @@ class RunState:
                 self.landed, self.landed_at = fact, at
             case _:
                 self._apply_to_part(fact, self.parts[fact.part], at)
+
+    def _adopt_manifest(self, fact: events.Built, at: datetime) -> None:
+        # The first one counts: what was bought was bought from it.
+        if self.manifest is None:
+            self.manifest, self.built_at = fact.manifest, at
+            count = len(fact.manifest["parts"])
+            self.parts = {index: PartState(index) for index in range(count)}
 
     def _apply_to_part(
         self,

@@ -18,7 +18,8 @@ from batchrouter.errors import (
     ServerError,
     TransportError,
 )
-from batchrouter.run.watch import AsyncWatcher, WaitMode, Watcher
+from batchrouter.run.watch import AsyncWatcher, Watcher
+from batchrouter.run.watch_book import WaitMode
 
 if TYPE_CHECKING:
     from batchrouter.webhooks.inbox import Inbox
@@ -36,6 +37,7 @@ LONGEST = timedelta(hours=72)
 """No SLA tier of the contract is longer than 48 hours; a day is left for settling."""
 
 _watchers: dict[str, Watcher] = {}
+_inboxes: "dict[str, Inbox]" = {}
 _async_watchers: "WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncWatcher]]" = (
     WeakKeyDictionary()
 )
@@ -68,20 +70,25 @@ def watcher_for(settings: Settings) -> Watcher:
         account = _account(settings)
         if account not in _watchers:
             _watchers[account] = Watcher(
-                poll_interval_s=settings.poll_interval_s, inbox=_inbox(settings)
+                poll_interval_s=settings.poll_interval_s,
+                inbox=_inbox(settings),
+                inbox_interval_s=_inbox_interval_s(settings),
             )
         return _watchers[account]
 
 
 def async_watcher_for(settings: Settings) -> AsyncWatcher:
     """The running loop's one watcher for this account and inbox."""
-    of_loop = _async_watchers.setdefault(asyncio.get_running_loop(), {})
-    account = _account(settings)
-    if account not in of_loop:
-        of_loop[account] = AsyncWatcher(
-            poll_interval_s=settings.poll_interval_s, inbox=_inbox(settings)
-        )
-    return of_loop[account]
+    with _registry:
+        of_loop = _async_watchers.setdefault(asyncio.get_running_loop(), {})
+        account = _account(settings)
+        if account not in of_loop:
+            of_loop[account] = AsyncWatcher(
+                poll_interval_s=settings.poll_interval_s,
+                inbox=_inbox(settings),
+                inbox_interval_s=_inbox_interval_s(settings),
+            )
+        return of_loop[account]
 
 
 def until(timeout_s: float | None) -> datetime:
@@ -95,7 +102,18 @@ def _inbox(settings: Settings) -> "Inbox | None":
         return None
     from batchrouter.webhooks.inbox import open_inbox  # noqa: PLC0415 - loads SQLAlchemy
 
-    return open_inbox(settings.inbox_url)
+    # One for all loops of this process: each `asyncio.run` would leave its connections behind.
+    account = _account(settings)
+    if account not in _inboxes:
+        _inboxes[account] = open_inbox(settings.inbox_url, **settings.storage_options)
+    return _inboxes[account]
+
+
+def _inbox_interval_s(settings: Settings) -> float:
+    # A query costs next to nothing; each look into a bucket is a listing that is paid for.
+    from batchrouter.webhooks.folder_inbox import FolderInbox  # noqa: PLC0415 - loads fsspec
+
+    return settings.poll_interval_s if isinstance(_inbox(settings), FolderInbox) else 0.0
 
 
 def _account(settings: Settings) -> str:
@@ -108,16 +126,19 @@ def _account(settings: Settings) -> str:
 class Pauses:
     """How long to pause after failures that pass: longer each time, and not for ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_at: datetime) -> None:
+        self._end_at = end_at
         self._since_s = time.monotonic()
         self._pause_s = _FIRST_PAUSE_S
 
     def next_s(self, error: BatchrouterError, *, bought: bool) -> float:
         """Give the next pause, or raise the error: at once while nothing is at stake."""
-        if not bought or time.monotonic() - self._since_s > _PATIENCE_S:
+        left_s = seconds_to(self._end_at)
+        if not bought or left_s <= 0 or time.monotonic() - self._since_s > _PATIENCE_S:
             raise error
-        _log.warning("going on in %.0f s: %s", self._pause_s, error)
-        pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        pause_s = min(self._pause_s, left_s)
+        _log.warning("going on in %.0f s: %s", pause_s, error)
+        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
         return pause_s
 
 

@@ -5,200 +5,44 @@ so that its cost grows with what changes and not with who waits; it reads by id 
 list did not show for long; and it looks into the inbox, which wakes it early. A webhook is a
 hint: the API's state decides.
 
-`WatchBook` holds what is known and says what to ask next; `Watcher` and `AsyncWatcher` only
-carry the questions out. Whoever waits takes its turn as the one that asks.
+`WatchBook` says what to ask next; `Watcher` and `AsyncWatcher` only carry the questions out.
+Whoever waits takes its turn as the one that asks.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from batchrouter.errors import BatchrouterError, NotFoundError
+from batchrouter.run.watch_book import (
+    ListChanged,
+    Question,
+    ReadInbox,
+    Retrieve,
+    Wait,
+    WaitMode,
+    WatchBook,
+)
 
 if TYPE_CHECKING:
     from batchrouter.api.client import AsyncClient, Client
-    from batchrouter.api.models import Batch, BatchPage
     from batchrouter.webhooks.inbox import Inbox
-    from batchrouter.webhooks.signing import Event
 
 _log = logging.getLogger(__name__)
 
-WaitMode = Literal["both", "webhook", "poll"]
-
 _PAGE = 1000
-_MOST_PAGES = 100
-_FIRST_LOOK_BACK = timedelta(hours=2)
-"""The first list goes back further than any clock skew; later ones use the server's clock."""
-_OVERLAP = timedelta(seconds=5)
-_LOOK_AGAIN_S = 600.0
-"""A batch that no list has shown for so long is read by its id."""
-_SHORTEST_S = 0.3
-_RAMP = 0.15
-"""A wait polls at this share of its age, so that short batches are seen to end at once."""
-_BEHIND_INBOX = 6.0
-"""With an inbox, polling is the safety net: this many times slower."""
 _TICK_S = 0.25
-_FAILED_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ListChanged:
-    """Ask for a page of batches that changed after a time."""
-
-    updated_after: datetime
-    after: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieve:
-    """Ask for one batch."""
-
-    batch_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReadInbox:
-    """Ask for the events that came after a cursor."""
-
-    cursor: str | None
-
-
-Question = ListChanged | Retrieve | ReadInbox
-Cycle = Generator[Question, Any, None]
-
-
-@dataclass(slots=True)
-class _Wait:
-    batch_ids: frozenset[str]
-    mode: WaitMode
-    since_s: float
-
-
-@dataclass(slots=True)
-class WatchBook:
-    """Who waits for what, what is known, and what to ask next; it does nothing itself.
-
-    Attributes:
-        poll_interval_s: The longest time between two polls where there is no inbox.
-        has_inbox: True when events can wake the waits.
-    """
-
-    poll_interval_s: float
-    has_inbox: bool
-    waits: list[_Wait] = field(default_factory=list[_Wait])
-    known: dict[str, "Batch"] = field(default_factory=dict[str, "Batch"])
-    _seen_s: dict[str, float] = field(default_factory=dict[str, float])
-    _cursor: datetime | None = None
-    _inbox_cursor: str | None = None
-    _next_poll_s: float = 0.0
-
-    def begin(self, batch_ids: Sequence[str], mode: WaitMode, now_s: float) -> _Wait:
-        """Register a wait; its batches are taken to be open until something says otherwise."""
-        wait = _Wait(frozenset(batch_ids), mode, now_s)
-        self.waits.append(wait)
-        for batch_id in batch_ids:
-            self._seen_s.setdefault(batch_id, now_s)
-        self._next_poll_s = min(self._next_poll_s, now_s + _SHORTEST_S)
-        return wait
-
-    def end(self, wait: _Wait) -> None:
-        """Forget a wait, and what only it wanted to know."""
-        self.waits.remove(wait)
-        for batch_id in wait.batch_ids - self._wanted():
-            self.known.pop(batch_id, None)
-            self._seen_s.pop(batch_id, None)
-
-    def is_over(self, wait: _Wait) -> bool:
-        """True when every batch of the wait is known to be terminal."""
-        return all(each in self.known and self.known[each].is_terminal for each in wait.batch_ids)
-
-    def cycle(self, now_s: float) -> Cycle:
-        """Ask what is due now: the inbox always, the API when its turn has come."""
-        if self.has_inbox:
-            yield from self._read_inbox(now_s)
-        if self._polls() and now_s >= self._next_poll_s:
-            yield from self._poll(now_s)
-            self._next_poll_s = now_s + self._interval_s(now_s)
-
-    def after_failure(self, now_s: float) -> None:
-        """Leave the API alone for a moment."""
-        self._next_poll_s = max(self._next_poll_s, now_s + _FAILED_S)
-
-    def _wanted(self) -> set[str]:
-        wanted: set[str] = set()
-        for wait in self.waits:
-            wanted |= wait.batch_ids
-        return wanted
-
-    def _open(self) -> set[str]:
-        return {
-            each
-            for each in self._wanted()
-            if each not in self.known or not self.known[each].is_terminal
-        }
-
-    def _polls(self) -> bool:
-        return any(wait.mode != "webhook" for wait in self.waits)
-
-    def _interval_s(self, now_s: float) -> float:
-        slow = self.has_inbox and all(wait.mode != "poll" for wait in self.waits)
-        longest = self.poll_interval_s * (_BEHIND_INBOX if slow else 1.0)
-        youngest = min((now_s - wait.since_s for wait in self.waits), default=longest)
-        return min(longest, max(_SHORTEST_S, youngest * _RAMP))
-
-    def _read_inbox(self, now_s: float) -> Cycle:
-        events: list[Event]
-        events, self._inbox_cursor = yield ReadInbox(self._inbox_cursor)
-        told = {event.batch_id for event in events if event.type != "batch.progress"}
-        for batch_id in sorted(told & self._open()):
-            yield from self._retrieve(batch_id, now_s)
-
-    def _poll(self, now_s: float) -> Cycle:
-        since = self._cursor or datetime.now(UTC) - _FIRST_LOOK_BACK
-        after: str | None = None
-        server_now: datetime | None = None
-        for _ in range(_MOST_PAGES):
-            page: BatchPage = yield ListChanged(since, after)
-            self._learn_page(page, now_s)
-            server_now = server_now or page.server_now
-            ignores_filter = any(
-                each.updated_at is None or each.updated_at < since for each in page.data
-            )
-            if not page.has_more or page.next_cursor is None or ignores_filter:
-                break
-            after = page.next_cursor
-        if server_now is not None:
-            self._cursor = server_now - _OVERLAP
-        for batch_id in sorted(self._open()):
-            if now_s - self._seen_s.get(batch_id, now_s) > _LOOK_AGAIN_S:
-                yield from self._retrieve(batch_id, now_s)
-
-    def _learn_page(self, page: "BatchPage", now_s: float) -> None:
-        wanted = self._wanted()
-        for batch in page.data:
-            if batch.id in wanted:
-                self._learn(batch, now_s)
-
-    def _retrieve(self, batch_id: str, now_s: float) -> Cycle:
-        batch: Batch | None = yield Retrieve(batch_id)
-        if batch is not None:
-            self._learn(batch, now_s)
-
-    def _learn(self, batch: "Batch", now_s: float) -> None:
-        self.known[batch.id] = batch
-        self._seen_s[batch.id] = now_s
 
 
 Listener = Callable[[int, int], None]
 """Called with (finished items, all items) of one wait after each look."""
 
 
-def _tell(book: WatchBook, wait: _Wait, listen: Listener | None) -> None:
+def _tell(book: WatchBook, wait: Wait, listen: Listener | None) -> None:
     if listen is None:
         return
     batches = [book.known[each] for each in wait.batch_ids if each in book.known]
@@ -213,8 +57,10 @@ def _tell(book: WatchBook, wait: _Wait, listen: Listener | None) -> None:
 class Watcher:
     """Serves every blocking wait of this process for one account."""
 
-    def __init__(self, *, poll_interval_s: float, inbox: "Inbox | None") -> None:
-        self._book = WatchBook(poll_interval_s, inbox is not None)
+    def __init__(
+        self, *, poll_interval_s: float, inbox: "Inbox | None", inbox_interval_s: float = 0.0
+    ) -> None:
+        self._book = WatchBook(poll_interval_s, inbox is not None, inbox_interval_s)
         self._inbox = inbox
         self._turn = threading.Lock()
         self._news = threading.Condition()
@@ -294,8 +140,10 @@ class Watcher:
 class AsyncWatcher:
     """Serves every wait of one event loop for one account."""
 
-    def __init__(self, *, poll_interval_s: float, inbox: "Inbox | None") -> None:
-        self._book = WatchBook(poll_interval_s, inbox is not None)
+    def __init__(
+        self, *, poll_interval_s: float, inbox: "Inbox | None", inbox_interval_s: float = 0.0
+    ) -> None:
+        self._book = WatchBook(poll_interval_s, inbox is not None, inbox_interval_s)
         self._inbox = inbox
         self._turn = asyncio.Lock()
 
