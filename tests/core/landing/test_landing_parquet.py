@@ -171,19 +171,6 @@ def test_readers_see_old_or_new_and_never_nothing(table: Path) -> None:
     assert set(seen) == {(1000, 1)}
 
 
-def test_of_two_landings_of_one_run_the_last_to_begin_wins(table: Path) -> None:
-    sink = open_sink(str(table))
-
-    def overtaken() -> Any:
-        yield from rows(1)
-        open_sink(str(table)).write(rows(2), SCHEMA, MONDAY)
-
-    with pytest.raises(SinkError, match="The table is as it was"):
-        sink.write(overtaken(), SCHEMA, MONDAY)
-
-    assert pq.read_table(table).column("id").to_pylist() == [2]
-
-
 def test_a_full_disk_is_a_sink_error_and_leaves_no_half_file(table: Path) -> None:
     sink = open_sink(str(table))
     sink.write(rows(1), SCHEMA, MONDAY)
