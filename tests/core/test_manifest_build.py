@@ -215,7 +215,7 @@ def test_a_null_key_names_the_rows(tmp_path: Path) -> None:
 def test_a_duplicate_key_names_key_and_rows_over_all_parts(tmp_path: Path) -> None:
     table = pa.table({"id": [*range(20_000), 7], "body": ["x"] * 20_001, "n": [0] * 20_001})
 
-    with pytest.raises(DuplicateKeyError, match=r"id='7' in rows 7, 20000"):
+    with pytest.raises(DuplicateKeyError, match=r"id=7 in rows 7, 20000"):
         Built(tmp_path, _job(table, parts={"max_items": 6000}))
     assert not list(tmp_path.rglob("t-part*"))
 
@@ -224,7 +224,7 @@ def test_keys_of_several_columns_are_unique_together(tmp_path: Path) -> None:
     table = pa.table({"a": [1, 1, 2], "b": ["x", "y", "x"], "body": list("abc"), "n": [1, 2, 3]})
 
     assert Built(tmp_path, _job(table, key=["a", "b"])).manifest.item_count == 3
-    with pytest.raises(DuplicateKeyError, match="a='1'"):
+    with pytest.raises(DuplicateKeyError, match="a=1"):
         Built(tmp_path, _job(table, key="a"))
 
 

@@ -127,14 +127,17 @@ def amount(progress: "Progress") -> str:
         >>> from batchrouter.run.progress import Progress
         >>> amount(Progress("upload", 1_500_000, 3_000_000, "bytes"))
         '1.5 of 3.0 MB'
+        >>> amount(Progress("upload", 4_200, 4_200, "bytes"))
+        '4.2 kB'
         >>> amount(Progress("build", 10_003, None, "rows"))
         '10,003 rows'
     """
     unit = progress.unit
     done, total = f"{progress.done:,}", f"{progress.total or 0:,}"
     if unit == "bytes":
-        unit = "MB"
-        done, total = f"{progress.done / 1e6:.1f}", f"{(progress.total or 0) / 1e6:.1f}"
+        most = max(progress.done, progress.total or 0)
+        unit, size = ("MB", 1e6) if most >= 1e6 else ("kB", 1e3)  # noqa: PLR2004 - a megabyte
+        done, total = f"{progress.done / size:.1f}", f"{(progress.total or 0) / size:.1f}"
     if progress.done == 1 and progress.total in {None, 1}:
         return f"1 {unit.removesuffix('s')}"
     if progress.total is None or progress.total == progress.done:

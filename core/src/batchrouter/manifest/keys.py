@@ -8,7 +8,6 @@ a collision is told from a duplicate exactly.
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -206,10 +205,15 @@ def _hits(
 
 
 def _shown(batch: pa.RecordBatch, names: tuple[str, ...], at: int) -> str:
-    values: list[Any] = [rendered(batch.column(name).slice(at, 1))[0].as_py() if
-                         _family(batch.column(name).type) != "x" else
-                         batch.column(name)[at].as_py() for name in names]  # fmt: skip
-    return ", ".join(f"{name}={value!r}" for name, value in zip(names, values, strict=True))
+    return ", ".join(f"{name}={_told(batch.column(name).slice(at, 1))}" for name in names)
+
+
+def _told(column: Array) -> str:
+    """Write one value of a key; quotes tell the text '1' from the number 1."""
+    if _family(column.type) == "x":
+        return repr(column[0].as_py())
+    text: str = rendered(column)[0].as_py()
+    return repr(text) if _family(column.type) == "s" else text
 
 
 def _refuse(duplicates: dict[str, list[int]]) -> None:
