@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -297,3 +298,18 @@ def test_a_shorter_copy_of_an_artifact_is_never_landed(open_run: OpenRun, tmp_pa
     with pytest.raises(BatchrouterError):
         run.advance()
     assert not (tmp_path / "labelled").exists()
+
+
+def test_the_servers_clock_is_measured_against_this_hosts_own(open_run: OpenRun) -> None:
+    context = open_run()._context
+    other_hosts_offset_s = 3600.0
+    assert _ahead_s(context.server_now(other_hosts_offset_s)) == pytest.approx(3600, abs=5)
+
+    context.note_server_time(datetime.now(UTC) - timedelta(minutes=10))
+    context.note_server_time(None)
+
+    assert _ahead_s(context.server_now(other_hosts_offset_s)) == pytest.approx(-600, abs=5)
+
+
+def _ahead_s(moment: datetime) -> float:
+    return (moment - datetime.now(UTC)).total_seconds()

@@ -155,6 +155,7 @@ def find_listed(context: RunContext, part: PartState) -> "Batch | None":
     after: str | None = None
     for _ in range(_MOST_PAGES):
         page = context.client.list_batches(limit=_PAGE, after=after)
+        context.note_server_time(page.server_now)
         for batch in page.data:
             found = batch.metadata or {}
             if all(found.get(name) == value for name, value in expected.items()):

@@ -39,6 +39,7 @@ class RunContext:
     limit: int | None = None
     tell: ProgressListener = nobody_listens
     _client: "Client | None" = field(default=None, repr=False)
+    _clock_offset_s: float | None = None
 
     @property
     def state(self) -> RunState:
@@ -75,6 +76,18 @@ class RunContext:
         caps = [cap for cap in (self.job.budget, self.settings.max_run_usd) if cap is not None]
         return min(caps, default=None)
 
-    def server_now(self, clock_offset_s: float) -> datetime:
-        """The server's clock, by what it was ahead of ours when it last answered."""
-        return datetime.now(UTC) + timedelta(seconds=clock_offset_s)
+    def note_server_time(self, server_now: datetime | None) -> float | None:
+        """Learn how far the server's clock is ahead of ours (s), from a reply's `Date`."""
+        if server_now is not None:
+            self._clock_offset_s = (server_now - datetime.now(UTC)).total_seconds()
+        return self._clock_offset_s
+
+    def server_now(self, recorded_offset_s: float) -> datetime:
+        """The server's clock, by what it was ahead of ours when it last answered.
+
+        What another attempt has recorded was measured against the clock of its own host, and
+        counts only until this one has had an answer.
+        """
+        offset_s = self._clock_offset_s
+        ahead = timedelta(seconds=recorded_offset_s if offset_s is None else offset_s)
+        return datetime.now(UTC) + ahead

@@ -5,7 +5,7 @@ router's own count, where that is higher); output is the job's cap. So the recei
 was not needed, and never what was missing.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -37,8 +37,7 @@ def quote_parts(context: RunContext, parts: list[PartState]) -> None:
         context.tell(Progress("quote", done, len(parts), "parts"))
         tokens = input_tokens_per_item(context, part)
         quote = _ask(context, part, tokens)
-        if quote.server_now is not None:
-            offset_s = (quote.server_now - datetime.now(UTC)).total_seconds()
+        offset_s = context.note_server_time(quote.server_now) or 0.0
         quotes.append(
             PartQuote(
                 part=part.index,
