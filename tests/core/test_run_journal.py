@@ -196,6 +196,19 @@ def test_an_event_about_an_unknown_batch_is_damage_and_no_key_error(folder: RunF
         Journal(folder).load()
 
 
+def test_a_folder_that_vanished_under_a_live_run_gets_no_history_without_a_beginning(
+    folder: RunFolder,
+) -> None:
+    journal = Journal(folder)
+    journal.append(OPENED)
+    folder.fs.rm(folder.root, recursive=True)
+
+    with pytest.raises(StorageError, match="has vanished"):
+        journal.append(Claimed(attempt="x"))
+
+    assert folder.names("journal") == []
+
+
 def test_threads_that_share_a_journal_fold_each_event_once(tmp_path: Path) -> None:
     writer, shared = Journal(local(tmp_path)), Journal(local(tmp_path))
     writer.append(OPENED)

@@ -22,6 +22,10 @@ from batchrouter.run.state import RunState
 
 _FOLDER = "journal"
 _SUFFIX = ".json"
+_LOST = (
+    "If it is lost for good, remove the run's whole folder: under the same run key the API names "
+    "what was bought, and nothing is bought twice. (Under another key everything is bought anew.)"
+)
 _LATE_S = (0.0, 0.05, 0.25, 1.0, 4.0)
 """Pauses before an event that exists and cannot be read yet is looked at again: a network file
 system may deny for seconds what another host has just created."""
@@ -72,8 +76,7 @@ class Journal:
         except KeyError as error:
             raise JournalError(
                 f"journal event {entry.number} in {self._folder.root}/{_FOLDER} speaks of "
-                f"{error}, which no event before it made. Restore the folder, or start over "
-                "under another run key."
+                f"{error}, which no event before it made. Restore the folder. {_LOST}"
             ) from error
 
     def check_whole(self) -> None:
@@ -94,7 +97,7 @@ class Journal:
             raise JournalError(
                 f"journal event {self.state.entry_count + 1} of {max(numbers)} is missing in "
                 f"{self._folder.root}/{_FOLDER}. It may be a purchase, so nothing more is done: "
-                "restore the file, or start over under another run key."
+                f"restore the file. {_LOST}"
             )
 
     def append(self, fact: Fact, *, still: Callable[[RunState], bool] | None = None) -> None:
@@ -108,8 +111,9 @@ class Journal:
             LostRaceError: Another writer was first, and `still` is false or not given.
             StorageError: The event cannot be written; nothing was.
         """
-        self._folder.ensure(_FOLDER)
         with self._turn:
+            self._check_there()
+            self._folder.ensure(_FOLDER)
             while True:
                 number = self.state.entry_count + 1
                 entry = Entry(number=number, at=datetime.now(UTC), fact=fact)
@@ -124,6 +128,16 @@ class Journal:
                 reached(f"journal.after_{fact.type}")
                 self._fold(entry)
                 return
+
+    def _check_there(self) -> None:
+        # Who removes a run's folder under a live process must not find a history without its
+        # beginning there afterwards: an empty place is adopted into, that one is refused.
+        last = self.state.entry_count
+        if last and self._folder.size_of(self._path(last)) is None:
+            raise StorageError(
+                f"journal event {last} in {self._folder.root}/{_FOLDER} has vanished. Restore the "
+                f"run's folder and run the same run key again. {_LOST}"
+            )
 
     def _load_past(self, number: int) -> None:
         for pause_s in _LATE_S:
@@ -152,7 +166,7 @@ class Journal:
             problem = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise JournalError(
                 f"{where} is damaged ({problem}). It may be a purchase, so nothing more is done: "
-                "restore the file, or start over under another run key."
+                f"restore the file. {_LOST}"
             ) from error
         if entry.number != number:
             raise JournalError(f"{where} says that it is number {entry.number}")
