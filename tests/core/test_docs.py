@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ def blocks(language: str) -> Iterator[Block]:
     for page in PAGES:
         text = page.read_text("utf-8")
         found = list(FENCE.finditer(text))
-        for each, after in zip(found, [*found[1:], None], strict=True):
+        for each, after in zip_longest(found, found[1:]):
             if each[2] != language:
                 continue
             follows = after is not None and not text[each.end() : after.start()].strip()
