@@ -1,4 +1,4 @@
-"""From the end of a batch to the end of a run: watch, collect, land.
+"""From the end of a batch to the end of a run: watch and land.
 
 The API's state decides when a batch has ended. Its artifact is copied into the run folder
 first, since providers and routers forget; the table is written from that copy alone.
@@ -6,7 +6,6 @@ first, since providers and routers forget; the table is written from that copy a
 
 import logging
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchrouter.errors import (
@@ -14,22 +13,20 @@ from batchrouter.errors import (
     BatchFailedError,
     BatchrouterError,
     BudgetExceededError,
-    LandingError,
     NotFoundError,
     RunCancelledError,
 )
-from batchrouter.killpoints import reached
 from batchrouter.run.adoption import JUST_CREATED_FOR, LOOK_SOON
 from batchrouter.run.buying import cancel_open_batches
+from batchrouter.run.collecting import collect_damaged
 from batchrouter.run.context import RunContext
-from batchrouter.run.decide import batches_to_collect, is_winding_down
+from batchrouter.run.decide import is_winding_down
 from batchrouter.run.events import Collected, Ended, Landed, LaneOutcome
-from batchrouter.run.folder import storage_errors
 from batchrouter.run.progress import Progress
 from batchrouter.run.state import Purchase
 
 if TYPE_CHECKING:
-    from batchrouter.api.models import ArtifactLink, Batch
+    from batchrouter.api.models import Batch
     from batchrouter.landing.land import LandingIdentity, PartToLand
     from batchrouter.landing.sinks import Sink
 
@@ -167,63 +164,6 @@ def _ended(batch: "Batch", *, known_as: str) -> Ended:
     )
 
 
-def collect(context: RunContext) -> None:
-    """Copy the artifacts of ended batches into the run folder, whole and checked.
-
-    Raises:
-        ArtifactError: What came is not what was promised; nothing of it is used.
-        APIError: The API refuses, for instance since the artifact has expired.
-        StorageError: The run folder takes no more.
-    """
-    context.folder.ensure("artifact")
-    waiting = batches_to_collect(context.state)
-    for purchase in waiting:
-        name = context.folder.new_name(f"part-{purchase.part:05d}.jsonl")
-        reached("download.before")
-        collected = _copied(context, purchase, name)
-        reached("download.after")
-        context.journal.append(
-            collected,
-            still=lambda state, known=purchase.batch_id: state.purchases[known].collected is None,
-        )
-
-
-def _copied(context: RunContext, purchase: Purchase, name: str) -> Collected:
-    path = context.folder.path("artifact", name)
-    partial = purchase.ended is not None and purchase.ended.state != "succeeded"
-    try:
-        link = _download(context, purchase, path, partial=partial)
-    except BatchFailedError as error:
-        # The other parts' results shall not lie here for ever because of this one.
-        _log.warning("its rows are landed without results: %s", error)
-        return Collected(batch_id=purchase.batch_id, artifact_name=None, bytes=0, sha256="")
-    return Collected(
-        batch_id=purchase.batch_id,
-        artifact_name=name,
-        bytes=link.bytes or context.folder.size_of(path) or 0,
-        sha256=link.sha256 or "",
-    )
-
-
-def _download(
-    context: RunContext, purchase: Purchase, path: str, *, partial: bool
-) -> "ArtifactLink":
-
-    def tell(received: int, total: int) -> None:
-        reached("download.during")
-        context.tell(Progress("download", received, total, "bytes", purchase.batch_id))
-
-    with storage_errors("writing the artifact"):
-        if context.folder.is_local:
-            return context.client.download_artifact(
-                purchase.batch_id, Path(path), partial=partial, on_progress=tell
-            )
-        with context.folder.fs.open(path, "wb") as file:
-            return context.client.download_artifact(
-                purchase.batch_id, file, partial=partial, on_progress=tell
-            )
-
-
 def land(context: RunContext, *, again: bool = False) -> None:
     """Write the table from the run folder, and journal that it is written.
 
@@ -234,12 +174,14 @@ def land(context: RunContext, *, again: bool = False) -> None:
     Raises:
         LandingError: Rows and results do not add up, or the table refuses; nothing was
             committed.
+        ArtifactError: A copy in the run folder is damaged, and no whole one can be had.
         MissingExtraError: The tables extra is not installed.
     """
     from batchrouter.landing.land import land_parts  # noqa: PLC0415 - loads pyarrow
 
     generation = context.state.generation
     context.folder.ensure("rejects")
+    collect_damaged(context)
     parts = _parts_to_land(context)
     rows = context.manifest.row_count
     report = land_parts(
@@ -342,16 +284,7 @@ def _parts_to_land(context: RunContext) -> "list[PartToLand]":
 def _artifact_path(context: RunContext, collected: Collected | None) -> str | None:
     if collected is None or collected.artifact_name is None:
         return None
-    path = context.folder.path("artifact", collected.artifact_name)
-    found = context.folder.size_of(path)
-    if found is None or (collected.bytes and found != collected.bytes):
-        # Landed from a shorter copy, paid results would turn into `missing` rows.
-        raise LandingError(
-            f"the copy of batch {collected.batch_id} has {found or 0} bytes, and {collected.bytes} "
-            f"were collected: restore {collected.artifact_name} in the run folder. Nothing was "
-            "landed."
-        )
-    return path
+    return context.folder.path("artifact", collected.artifact_name)
 
 
 def nothing_to_land(context: RunContext) -> BatchrouterError:

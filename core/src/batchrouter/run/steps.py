@@ -12,6 +12,7 @@ from batchrouter.run import outcome
 from batchrouter.run.answers import Done, Waiting
 from batchrouter.run.building import build
 from batchrouter.run.buying import buy, settle_all
+from batchrouter.run.collecting import collect
 from batchrouter.run.context import RunContext
 from batchrouter.run.decide import Step, decide
 from batchrouter.run.journal import LostRaceError
@@ -126,7 +127,7 @@ def _take(context: RunContext, step: Step) -> Waiting | Done | None:
             if look_again_at is not None:
                 return Waiting(_open_ids(context), look_again_at)
         case Step.COLLECT:
-            outcome.collect(context)
+            collect(context)
         case Step.LAND:
             outcome.land(context)
         case Step.GIVE_UP:

@@ -1,0 +1,126 @@
+"""Artifacts in the run folder: copied whole, and copied again if they are not whole any more.
+
+Providers and routers forget, so the table is written from the copy alone.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchrouter.errors import BatchFailedError, GoneError, LandingError, NotFoundError
+from batchrouter.killpoints import reached
+from batchrouter.run.context import RunContext
+from batchrouter.run.decide import batches_to_collect
+from batchrouter.run.events import Collected
+from batchrouter.run.folder import storage_errors
+from batchrouter.run.progress import Progress
+from batchrouter.run.state import Purchase
+
+if TYPE_CHECKING:
+    from batchrouter.api.models import ArtifactLink
+
+_log = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 20
+
+
+def collect(context: RunContext) -> None:
+    """Copy the artifacts of ended batches into the run folder, whole and checked.
+
+    Raises:
+        ArtifactError: What came is not what was promised; nothing of it is used.
+        APIError: The API refuses, for instance since the artifact has expired.
+        StorageError: The run folder takes no more.
+    """
+    for purchase in batches_to_collect(context.state):
+        _collect_one(context, purchase)
+
+
+def collect_damaged(context: RunContext) -> None:
+    """Copy those artifacts again whose copy is gone or is not what was collected.
+
+    What this process has copied itself is not read again: it was checked as it came.
+
+    Raises:
+        LandingError: The API has it no more; a backup of the run folder may.
+        ArtifactError: What came is not what was promised; nothing of it is used.
+        APIError: The API refuses.
+        StorageError: The run folder cannot be read or written.
+    """
+    for purchase in context.state.current:
+        known = purchase.collected
+        if known is None or known.artifact_name is None or _is_whole(context, known):
+            continue
+        _log.warning("the copy of %s is damaged; it is made again", purchase.batch_id)
+        try:
+            _collect_one(context, purchase)
+        except (GoneError, NotFoundError) as error:
+            # Landed from a shorter copy, paid results would turn into `missing` rows.
+            raise LandingError(
+                f"the copy of batch {purchase.batch_id} in the run folder is damaged, and the API "
+                f"has it no more: restore {known.artifact_name}. Nothing was landed."
+            ) from error
+
+
+def _is_whole(context: RunContext, known: Collected) -> bool:
+    name = known.artifact_name or ""
+    path = context.folder.path("artifact", name)
+    if context.folder.size_of(path) != known.bytes:
+        return False
+    if name.startswith(context.folder.token) or not known.sha256:
+        return True
+    digest = hashlib.sha256()
+    with storage_errors("reading the artifact"), context.folder.fs.open(path, "rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest() == known.sha256.lower()
+
+
+def _collect_one(context: RunContext, purchase: Purchase) -> None:
+    before = purchase.collected
+    context.folder.ensure("artifact")
+    name = context.folder.new_name(f"part-{purchase.part:05d}.jsonl")
+    reached("download.before")
+    collected = _copied(context, purchase, name)
+    reached("download.after")
+    context.journal.append(
+        collected,
+        still=lambda state: state.purchases[purchase.batch_id].collected == before,
+    )
+
+
+def _copied(context: RunContext, purchase: Purchase, name: str) -> Collected:
+    path = context.folder.path("artifact", name)
+    partial = purchase.ended is not None and purchase.ended.state != "succeeded"
+    try:
+        link = _download(context, purchase, path, partial=partial)
+    except BatchFailedError as error:
+        # The other parts' results shall not lie here for ever because of this one.
+        _log.warning("its rows are landed without results: %s", error)
+        return Collected(batch_id=purchase.batch_id, artifact_name=None, bytes=0, sha256="")
+    return Collected(
+        batch_id=purchase.batch_id,
+        artifact_name=name,
+        bytes=link.bytes or context.folder.size_of(path) or 0,
+        sha256=link.sha256 or "",
+    )
+
+
+def _download(
+    context: RunContext, purchase: Purchase, path: str, *, partial: bool
+) -> "ArtifactLink":
+
+    def tell(received: int, total: int) -> None:
+        reached("download.during")
+        context.tell(Progress("download", received, total, "bytes", purchase.batch_id))
+
+    with storage_errors("writing the artifact"):
+        if context.folder.is_local:
+            return context.client.download_artifact(
+                purchase.batch_id, Path(path), partial=partial, on_progress=tell
+            )
+        with context.folder.fs.open(path, "wb") as file:
+            return context.client.download_artifact(
+                purchase.batch_id, file, partial=partial, on_progress=tell
+            )
