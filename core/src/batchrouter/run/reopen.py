@@ -96,8 +96,9 @@ def _check_same(context: RunContext, fingerprint: dict[str, str]) -> None:
         state = context.state
         if state.has_bought:
             first = " once the open batch has ended or is cancelled" if state.open_batches else ""
+            was = "was" if state.current else "may have been"
             raise RunIdentityConflictError(
-                f"run key {context.identity.run_key!r} of job {context.identity.job_name!r} was "
+                f"run key {context.identity.run_key!r} of job {context.identity.job_name!r} {was} "
                 f"bought with another {', '.join(changed)}. Nothing more was bought. Use another "
                 "run key, undo the change, or open it with on_rerun='rebuy' (CLI: --rebuy) to buy "
                 f"it all anew{first}."
