@@ -63,7 +63,7 @@ def _checked_sink(sink: Any) -> Any:
     found = _PREFIX.match(sink)
     scheme = found.group(1) if found else sink.partition("://")[0] if "://" in sink else "parquet"
     if (found and scheme != "parquet") or scheme.partition("+")[0] in _DATABASES:
-        raise ValueError(f"there is no sink {scheme!r}; a path, a URL or parquet:<path> there is")
+        raise ValueError(f"there is no sink {scheme!r}; name a path, a URL or parquet:<path>")
     if not sink.removeprefix("parquet:"):
         raise ValueError("names no folder after parquet:")
     return sink

@@ -101,12 +101,13 @@ class ParquetSink:
                 return pq.read_schema(cast("Any", file))
 
     def check(self, schema: pa.Schema, identity: LandingIdentity) -> None:
-        """See that the other runs have the same columns; order does not matter.
+        """See that the table is a folder with the same columns; order does not matter.
 
         Raises:
-            SinkError: They have not, and the message names the columns; or the table cannot be
-                read.
+            SinkError: It is none, or has others, and the message names the columns; or it cannot
+                be read, or not be written.
         """
+        self._check_place()
         table = self.current_schema(identity)
         told = differences(table, stored(schema)) if table is not None else []
         if told:
@@ -114,6 +115,25 @@ class ParquetSink:
                 f"the table {self.location} has other columns: {'; '.join(told)}. Nothing was"
                 " written: name another sink, or make the job's columns those of the table"
             )
+
+    def _check_place(self) -> None:
+        """Find out early, when nothing is bought yet, what a local disk would say at the end."""
+        if not self._is_local:
+            return
+        root = Path(self._root)
+        # The staging folder stands beside the table, so the folder above must take it, too.
+        for place in (root, root.parent):
+            there = next(each for each in (place, *place.parents) if os.path.lexists(each))
+            if not there.is_dir():
+                raise SinkError(
+                    f"the table {self.location} must be a folder, and {there} is a file. It is as"
+                    " it was: name another sink, or move the file away"
+                )
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise SinkError(
+                    f"the table {self.location} cannot be written: {there} is read-only. The table"
+                    " is as it was: name another sink, or give leave to write there"
+                )
 
     def write(
         self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, identity: LandingIdentity
