@@ -66,6 +66,7 @@ _WHAT_TO_DO: dict[type[BatchrouterError], str] = {
     errors.AuthError: "Check BATCHROUTER_API_KEY and its scopes: `batchrouter doctor` tries it.",
     errors.TransportError: "Is the router running, and BATCHROUTER_BASE_URL right? `batchrouter "
     "doctor` tries it. The same command goes on where this one stopped.",
+    errors.ProtocolError: "Is BATCHROUTER_BASE_URL right? `batchrouter doctor` says what answers.",
     errors.RateLimitedError: "Wait a little; the same command goes on where this one stopped.",
     errors.ServerError: "The same command goes on where this one stopped.",
     errors.InsufficientCreditsError: "Nothing was bought. Add credits, then give the same command.",

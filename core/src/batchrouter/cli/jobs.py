@@ -86,10 +86,12 @@ def quote(
     with tempfile.TemporaryDirectory(prefix="batchrouter-quote-") as folder:
         settings = load_settings(base_url=base_url, runs_url=folder)
         need_key(settings)
-        with progress_bars() as listener:
-            opened = Run.open(
+        with (
+            progress_bars() as listener,
+            Run.open(
                 job, run_key="quote", settings=settings, limit=limit, on_progress=listener
-            )
+            ) as opened,
+        ):
             summary = opened.quote()
     if as_json:
         say_json(quote_as_json(summary))
@@ -147,15 +149,17 @@ def run(
     job = load_job(job_file, params)
     settings = load_settings(base_url=base_url, runs_url=runs_url)
     need_key(settings)
-    with progress_bars() as listener:
-        opened = Run.open(
+    with (
+        progress_bars() as listener,
+        Run.open(
             job,
             run_key=run_key,
             settings=settings,
             on_rerun="rebuy" if rebuy else "resume",
             limit=limit,
             on_progress=listener,
-        )
+        ) as opened,
+    ):
         summary = opened.quote() if dry_run else None
         receipt = None if dry_run else opened.execute(wait=wait, timeout_s=timeout_s)
     if summary is not None:

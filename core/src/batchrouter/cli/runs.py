@@ -118,9 +118,10 @@ def cancel(
 
     settings = load_settings(base_url=base_url, runs_url=runs_url)
     _must_exist(settings, load_job(job_file, params).name, run_key, limit)
-    opened = Run.open(load_job(job_file, params), run_key=run_key, settings=settings, limit=limit)
-    cancelled = opened.cancel("cancelled from the command line")
-    status = opened.status()
+    job = load_job(job_file, params)
+    with Run.open(job, run_key=run_key, settings=settings, limit=limit) as opened:
+        cancelled = opened.cancel("cancelled from the command line")
+        status = opened.status()
     if as_json:
         say_json({"cancelled": cancelled, **status.to_dict()})
     elif not cancelled:
@@ -162,10 +163,12 @@ def land(
     job = load_job(job_file, params)
     settings = load_settings(base_url=base_url, runs_url=runs_url)
     _must_exist(settings, job.name, run_key, limit)
-    with progress_bars() as listener:
-        opened = Run.open(
+    with (
+        progress_bars() as listener,
+        Run.open(
             job, run_key=run_key, settings=settings, limit=limit, on_progress=listener
-        )
+        ) as opened,
+    ):
         if opened.status().stage in {"opened", "built"}:
             raise ConfigError(
                 f"run {run_key!r} has bought nothing yet, so there is nothing to land: "
