@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,7 +23,7 @@ from batchrouter.errors import (
     RunIdentityConflictError,
     StorageError,
 )
-from batchrouter.run import Done, list_runs, reopen, steps
+from batchrouter.run import Done, Progress, list_runs, reopen, steps
 from batchrouter.run.events import Bought, Claimed, Collected, Ended, Intended
 from batchrouter.run.journal import Journal
 
@@ -208,6 +209,27 @@ def test_landing_again_survives_a_lost_race(open_run: OpenRun, tmp_path: Path) -
     journal_of(open_run(job=job)).append(Claimed(attempt="another"))
 
     assert run.land(again=True).row_count == 0
+
+
+def test_an_orphan_that_lands_an_older_generation_late_puts_the_newer_one_back(
+    open_run: OpenRun, tmp_path: Path
+) -> None:
+    def unanswerable(rows: int) -> Job:
+        source = pa.table({"id": list(range(rows)), "text": pa.nulls(rows, pa.string())})
+        return job_over(source, tmp_path, on_null="skip")
+
+    def be_overtaken(progress: Progress) -> None:
+        if progress.stage == "land" and orphan.status().generation == 0:
+            newer = open_run(job=unanswerable(7), on_rerun="rebuy")
+            assert isinstance(newer.advance(), Done)
+
+    orphan = open_run(job=unanswerable(3), on_progress=be_overtaken)
+
+    step = orphan.advance()
+
+    assert isinstance(step, Done)
+    assert (step.receipt.generation, step.receipt.rows["skipped"]) == (1, 7)
+    assert ds.dataset(tmp_path / "labelled").count_rows() == 7
 
 
 @pytest.mark.parametrize("url", ["memory://{name}/runs", "file://{path}/runs", "runs"])

@@ -22,6 +22,7 @@ from batchrouter.run.collecting import collect_damaged
 from batchrouter.run.context import RunContext
 from batchrouter.run.decide import is_winding_down
 from batchrouter.run.events import Collected, Ended, Landed, LaneOutcome
+from batchrouter.run.journal import LostRaceError
 from batchrouter.run.progress import Progress
 from batchrouter.run.state import Purchase
 
@@ -194,10 +195,16 @@ def land(context: RunContext, *, again: bool = False) -> None:
         token=context.folder.token,
         on_progress=lambda done: context.tell(Progress("land", done, rows, "rows")),
     )
-    context.journal.append(
-        Landed(generation=generation, report=report.to_dict()),
-        still=lambda state: state.generation == generation and (again or state.landed is None),
-    )
+    try:
+        context.journal.append(
+            Landed(generation=generation, report=report.to_dict()),
+            still=lambda state: state.generation == generation and (again or state.landed is None),
+        )
+    except LostRaceError:
+        if context.state.generation != generation and context.state.landed is not None:
+            # A newer generation landed meanwhile, and these rows have just replaced its own.
+            land(context, again=True)
+        raise
     _tidy(context)
 
 
