@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from batchrouter.errors import BatchrouterError, NotFoundError
+from batchrouter.killpoints import reached
 from batchrouter.run.watch_book import (
     ListChanged,
     Question,
@@ -104,6 +105,7 @@ class Watcher:
                 self._news.notify_all()
 
     def _ask(self, client: "Client") -> None:
+        reached("wait.during")
         cycle = self._book.cycle(time.monotonic())
         answer: Any = None
         try:
@@ -173,6 +175,7 @@ class AsyncWatcher:
             self._book.end(wait)
 
     async def _ask(self, client: "AsyncClient") -> None:
+        reached("wait.during")
         cycle = self._book.cycle(time.monotonic())
         answer: Any = None
         try:

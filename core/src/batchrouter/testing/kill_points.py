@@ -39,6 +39,7 @@ RUN_KILL_POINTS: Final[tuple[str, ...]] = (
     "submit.after_send",
     "cancel.before_send",
     "cancel.after_send",
+    "wait.during",
     "download.before",
     "download.during",
     "api.mid_download",
