@@ -45,6 +45,7 @@ def intended(part: int = 0, usd: str = "2.00") -> events.Intended:
         quote_id=f"q{part}",
         quoted_usd=Decimal(usd),
         clock_offset_s=0.0,
+        account="me",
     )
 
 

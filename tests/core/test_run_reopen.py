@@ -81,6 +81,7 @@ def intend(run: Run) -> None:
             quote_id="q",
             quoted_usd=Decimal("1.00"),
             clock_offset_s=0.0,
+            account="me",
         )
     )
 

@@ -13,6 +13,7 @@ from batchrouter.errors import (
     BatchFailedError,
     BudgetExceededError,
     RunIdentityConflictError,
+    TransportError,
     UnsettledIntentError,
     WaitTimeoutError,
 )
@@ -166,6 +167,25 @@ def test_a_purchase_that_nobody_can_tell_of_stops_the_run_until_a_person_has_loo
     assert (receipt.generation, receipt.rows["succeeded"]) == (1, 10)
     assert receipt.quoted_usd == 2 * quoted
     assert receipt.settled_usd is None, "of the first nobody knows"
+
+
+def test_another_account_that_knows_nothing_of_the_purchase_buys_nothing(
+    desk: Desk, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    proxy.drop_reply("POST", "/v1/batches", times=2)
+    with pytest.raises(TransportError):
+        desk.open().submit()
+
+    with running_router(tmp_path / "other", config=CONFIG) as other:
+        elsewhere = Desk(tmp_path, other, other.base_url)
+        elsewhere.run_key = desk.run_key
+        with pytest.raises(UnsettledIntentError, match="another base URL or key"):
+            elsewhere.open().submit()
+        elsewhere.close()
+        assert elsewhere.batches() == []
+
+    assert desk.open().execute(timeout_s=20).batch_count == 1
+    assert len(desk.batches()) == 1
 
 
 def test_an_upload_that_the_api_forgot_is_made_again(desk: Desk, proxy: FaultProxy) -> None:

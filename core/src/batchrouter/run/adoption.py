@@ -95,6 +95,8 @@ def _settle_refusal(
         if batch is None:
             raise UnsettledIntentError(_cannot_decide(context, intent)) from error
         record(context, intent, batch, "listed")
+    elif error.code == "quote_not_found" and intent.account != context.account:
+        raise UnsettledIntentError(_other_account(context, intent)) from error
     elif error.code in {"quote_lock_expired", "quote_not_found"}:
         # A quote is accepted before it can expire, and an accepted one answers otherwise.
         _refuse(context, intent, error.code)
@@ -109,6 +111,14 @@ def _settle_refusal(
     else:
         raise error
     return None
+
+
+def _other_account(context: RunContext, intent: Intended) -> str:
+    return (
+        f"part {intent.part} of run {context.identity.run_key!r} may have been bought with another "
+        "base URL or key, and this account does not know its quote. Nothing more was bought. Run "
+        "it again with the base URL and a key of the workspace that it was begun with."
+    )
 
 
 def _age(part: PartState) -> timedelta:

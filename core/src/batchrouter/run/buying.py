@@ -164,6 +164,7 @@ def _intend(context: RunContext, part: PartState) -> None:
             quote_id=quote.quote_id,
             quoted_usd=quote.quoted_usd,
             clock_offset_s=state.quoted.clock_offset_s,
+            account=context.account,
         )
     )
 

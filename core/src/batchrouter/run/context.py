@@ -1,5 +1,6 @@
 """What every step of a run works with, handed from step to step as one value."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -69,6 +70,15 @@ class RunContext:
         if self.state.manifest is None:
             raise RuntimeError("the manifest is not built yet")
         return BuiltManifest.from_dict(self.state.manifest)
+
+    @property
+    def account(self) -> str:
+        """Whom the run buys from and as whom, as 16 hex digits of a hash of a random key.
+
+        Another account knows nothing of this one's quotes, so its "not found" proves nothing.
+        """
+        key = self.settings.api_key.get_secret_value() if self.settings.api_key else ""
+        return hashlib.sha256(f"account\0{self.settings.base_url}\0{key}".encode()).hexdigest()[:16]
 
     @property
     def most_usd(self) -> Decimal | None:

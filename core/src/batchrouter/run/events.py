@@ -102,7 +102,8 @@ class Intended(_Fact):
     """A purchase is about to be sent: from here on it may exist.
 
     ``body`` is what is sent, to the letter, but for the webhook, which holds a secret and
-    which the API leaves out when it compares two bodies.
+    which the API leaves out when it compares two bodies. ``account`` is a hash of the base URL
+    and the key: what another account says of this purchase proves nothing.
     """
 
     type: Literal["intended"] = "intended"
@@ -113,6 +114,7 @@ class Intended(_Fact):
     quote_id: str
     quoted_usd: Decimal
     clock_offset_s: float
+    account: str
 
 
 class Refused(_Fact):
