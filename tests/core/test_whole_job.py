@@ -141,8 +141,10 @@ def receiving(inbox: str, secret: str) -> Iterator[str]:
     )
     assert process.stderr is not None
     with process, process.stderr:
-        yield "http://" + process.stderr.readline().split("http://")[1].split()[0] + "/"
-        process.terminate()
+        try:
+            yield "http://" + process.stderr.readline().split("http://")[1].split()[0] + "/"
+        finally:
+            process.terminate()
 
 
 def test_every_row_is_labelled_by_webhook_only(
