@@ -351,3 +351,15 @@ def test_duplicates_are_found_beyond_the_window_exactly(tmp_path):
         assert late == [(998, 1, "id 1"), (999, 2, "id 2")]
         assert seen.late_count == 3
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("other", [-1_000_000, 0, "64", 6.5, True])
+def test_every_output_cap_of_a_line_is_checked_not_only_the_first(other):
+    line = {
+        "customer_item_id": "a",
+        "operation": "responses",
+        "input": {"input": "hi", "max_output_tokens": 5, "max_completion_tokens": other},
+    }
+
+    with pytest.raises(LineError, match=r"input\.max_completion_tokens: must be"):
+        read_line(json.dumps(line).encode())

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from batchrouter._version import __version__
 from batchrouter.errors import ConfigError
 from batchrouter.server.config import RouterConfig
+from batchrouter.server.http.described import describe
 from batchrouter.server.http.downloads import downloads
 from batchrouter.server.http.failures import add_error_handlers
 from batchrouter.server.http.logs import RequestLog
@@ -65,6 +66,10 @@ def create_app(settings: AppSettings) -> FastAPI:
         version=__version__,
         summary="LLM batch jobs at a locked price.",
         lifespan=_lifespan,
+        # A redirect would lead to wherever the request's `Host` says.
+        redirect_slashes=False,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.services = services
     app.state.rate_limit = RateLimit(settings.config.limits.requests_per_minute)
@@ -72,6 +77,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.start_refused = None
     app.add_middleware(RequestLog)
     add_error_handlers(app)
+    describe(app)
     # Uploads first: their path would also match `/v1/batches/{batch_id}` of another method.
     app.include_router(uploads)
     app.include_router(routes)

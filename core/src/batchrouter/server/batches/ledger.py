@@ -33,7 +33,8 @@ class ChunkOutcome:
     """What became of a chunk; the three counts add up to its items.
 
     Attributes:
-        state: `done` (a provider answered, or its items failed), `cancelled`, `expired`.
+        state: `done` (a provider answered, or its items failed), `cancelled` (nothing was sent),
+            `expired` (the deadline passed before all of it was answered).
         completed: Items with an output.
         failed: Items with an error other than `cancelled`.
         cancelled: Items that were never run because the batch was cancelled.
@@ -172,7 +173,12 @@ def settle_chunk(conn: Connection, batch_id: str, number: int, outcome: ChunkOut
 
     Returns:
         False, and nothing changed, when the chunk is settled already.
+
+    Raises:
+        ValueError: The outcome would give money back.
     """
+    if outcome.cost_units < 0:
+        raise ValueError("a chunk cannot cost less than nothing")
     chunk = conn.execute(
         select(chunks).where(
             chunks.c.batch_id == batch_id,

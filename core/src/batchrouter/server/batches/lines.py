@@ -235,13 +235,16 @@ def _check_messages(messages: Any, field: str) -> None:
 
 
 def _cap(body: dict[str, Any], field: str) -> int | None:
+    """Read the cap; of several names the largest, since a provider may follow any of them."""
+    largest: int | None = None
     for name in _CAPS:
         cap = body.get(name)
-        if cap is not None:
-            if type(cap) is not int or not 1 <= cap <= _MAX_CAP_TOKENS:
-                raise LineError(
-                    "invalid_field",
-                    f"{field}.{name}: must be a whole number from 1 to {_MAX_CAP_TOKENS}",
-                )
-            return cap
-    return None
+        if cap is None:
+            continue
+        if type(cap) is not int or not 1 <= cap <= _MAX_CAP_TOKENS:
+            raise LineError(
+                "invalid_field",
+                f"{field}.{name}: must be a whole number from 1 to {_MAX_CAP_TOKENS}",
+            )
+        largest = max(cap, largest or 0)
+    return largest

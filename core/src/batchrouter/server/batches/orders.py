@@ -39,7 +39,8 @@ class Order(_Body):
     """
 
     quote_id: Id
-    items: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    # Fail fast: millions of wrong entries would each be described before the first is told.
+    items: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)] | None = None
     input_file_id: Id | None = None
     metadata: Metadata = {}
     webhook: WebhookOrder | None = None

@@ -16,8 +16,9 @@ class DeliverySchedule:
         growth: Each mean wait is this many times the one before; 15 s and 3.26 spread eight
             retries over 24 hours.
         retries: Tries after the first one.
-        jitter: Share by which a wait is made shorter or longer by chance, so that the retries
-            of many events do not arrive together.
+        jitter: Share by which a wait is made shorter by chance, so that the retries of many
+            events do not arrive together. Never longer: a receiver takes a bare signature for
+            25 hours (contract section 7).
         timeout_s: Seconds that one try may take, name resolution included.
 
     Example:
@@ -40,4 +41,4 @@ class DeliverySchedule:
     def wait_s(self, attempts_made: int) -> float:
         """Seconds from try number ``attempts_made`` (from 1) to the next one."""
         mean_s = self.first_retry_s * self.growth ** (attempts_made - 1)
-        return mean_s * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311 - spreads load, hides nothing
+        return mean_s * random.uniform(1 - self.jitter, 1)  # noqa: S311 - spreads load, hides nothing

@@ -14,6 +14,11 @@ __all__ = ["documented", "parse", "read_body", "refuse_encodings"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_SHOWN_PROBLEMS = 20
+#: Far more than any field of a request may have, `items` aside (which stop at the first wrong
+#: one): a million wrong ones would each be described in memory before the first is told.
+_MAX_MEMBERS = 1_000
+
 
 def refuse_encodings(request: Request) -> None:
     """See that a body comes as it is.
@@ -61,17 +66,31 @@ def parse(model: type[Model], body: bytes) -> tuple[Model, Mapping[str, Any]]:
         raise refusal("invalid_request", f"body: {error}") from None
     if not isinstance(data, dict):
         raise refusal("invalid_request", "body: must be a JSON object")
+    _refuse_crowds(data)
     try:
         return model.model_validate(data), data
     except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
         problems = [
             {"path": _path(item["loc"]), "problem": item["msg"].removeprefix("Value error, ")}
-            for item in error.errors(include_url=False, include_input=False, include_context=False)
+            for item in found[:_SHOWN_PROBLEMS]
         ]
         first = problems[0]
         raise refusal(
             "invalid_request", f"{first['path']}: {first['problem']}", problems=problems
         ) from None
+
+
+def _refuse_crowds(data: Mapping[str, Any]) -> None:
+    crowded = [name for name, value in data.items() if name != "items" and _is_crowd(value)]
+    if crowded or _is_crowd(data):
+        raise refusal(
+            "invalid_request", f"{crowded[0] if crowded else 'body'}: over {_MAX_MEMBERS:,} members"
+        )
+
+
+def _is_crowd(value: Any) -> bool:
+    return isinstance(value, dict | list) and len(value) > _MAX_MEMBERS
 
 
 def documented(model: type[BaseModel]) -> dict[str, Any]:

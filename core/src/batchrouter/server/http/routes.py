@@ -1,5 +1,6 @@
 """The JSON endpoints of the contract (section 1), each a few lines over what does the work."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from batchrouter.server.batches.states import CANCELLABLE, STATES, request_cance
 from batchrouter.server.batches.view import billing_receipt, find_batch, views
 from batchrouter.server.http.bodies import documented, parse, read_body
 from batchrouter.server.http.context import Given, requires, services_of
+from batchrouter.server.http.described import IDEMPOTENCY_KEY, LIST_PARAMETERS, REFUSALS
 from batchrouter.server.quoting.questions import ModelQuestion, WorkflowQuestion
 from batchrouter.server.quoting.quotes import make_quote
 from batchrouter.server.refusals import refusal
@@ -23,9 +25,10 @@ from batchrouter.server.storage.keys import Caller
 
 __all__ = ["routes"]
 
-routes = APIRouter()
+routes = APIRouter(responses=REFUSALS)
 
 _MAX_LIMIT = 1000
+_LIMIT = re.compile(r"[0-9]{1,4}", re.ASCII)
 _KEY_LENGTHS = range(8, 129)
 
 
@@ -70,7 +73,7 @@ def quote_workflow(caller: Quoter, body: Body, services: Given) -> dict[str, Any
     status_code=202,
     tags=["batches"],
     summary="Submit a batch",
-    openapi_extra=documented(Order),
+    openapi_extra={**documented(Order), "parameters": [IDEMPOTENCY_KEY]},
 )
 def submit_batch(
     request: Request, response: Response, caller: Submitter, body: Body, services: Given
@@ -91,7 +94,12 @@ def submit_batch(
     return _show(services, caller, batch_id)
 
 
-@routes.get("/v1/batches", tags=["batches"], summary="List batches, newest first")
+@routes.get(
+    "/v1/batches",
+    tags=["batches"],
+    summary="List batches, newest first",
+    openapi_extra={"parameters": LIST_PARAMETERS},
+)
 def list_all(request: Request, caller: Reader, services: Given) -> dict[str, Any]:
     """Page through a workspace's batches."""
     query = _list_query(request)
@@ -102,6 +110,7 @@ def list_all(request: Request, caller: Reader, services: Given) -> dict[str, Any
 @routes.get("/v1/batches/{batch_id}", tags=["batches"], summary="Retrieve a batch")
 def retrieve_batch(
     batch_id: str,
+    response: Response,
     caller: Reader,
     services: Given,
     *,
@@ -116,6 +125,7 @@ def retrieve_batch(
             shown["billing_receipt"] = billing_receipt(conn, batch)
     if include_partial_output:
         shown["partial_output"] = partial_link(services, batch)
+        response.headers["Cache-Control"] = "no-store"
     return shown
 
 
@@ -185,7 +195,7 @@ def _list_query(request: Request) -> ListQuery:
     if unknown:
         raise refusal("invalid_request", f"{unknown[0]}: unknown parameter")
     limit = query.get("limit", "20")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:5]) <= _MAX_LIMIT):
+    if not (_LIMIT.fullmatch(limit) and 1 <= int(limit) <= _MAX_LIMIT):
         raise refusal("invalid_request", f"limit: must be a whole number from 1 to {_MAX_LIMIT}")
     states = query.getlist("state")
     strangers = sorted(set(states) - STATES)
@@ -209,8 +219,8 @@ def _moment_us(text: str | None) -> int | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise refusal("invalid_request", "updated_after: must be an RFC 3339 time with its zone")
-    return us_from_datetime(moment.astimezone(UTC))
+        if moment.tzinfo is not None:
+            return us_from_datetime(moment.astimezone(UTC))
+    except (ValueError, OverflowError):
+        pass
+    raise refusal("invalid_request", "updated_after: must be an RFC 3339 time with its zone")

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from batchrouter.server.batches.files import keep_file, new_file_id, open_intake
 from batchrouter.server.http.bodies import refuse_encodings
 from batchrouter.server.http.context import Given, requires
+from batchrouter.server.http.described import REFUSALS
 from batchrouter.server.http.multipart import FilePart
 from batchrouter.server.refusals import refusal
 from batchrouter.server.services import Services
@@ -21,7 +22,7 @@ from batchrouter.server.storage.keys import Caller
 
 __all__ = ["uploads"]
 
-uploads = APIRouter()
+uploads = APIRouter(responses=REFUSALS)
 
 _BLOCK_BYTES = 1024 * 1024
 # What the multipart frame may add to the file: boundaries and one part's headers.
@@ -60,11 +61,7 @@ async def upload_manifest(
     max_bytes = services.config.limits.manifest_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes + _FRAME_BYTES:
-        raise refusal(
-            "request_too_large",
-            f"the manifest is over {max_bytes:,} bytes: split it",
-            max_bytes=max_bytes,
-        )
+        raise _too_large(max_bytes)
     return await _take_in(request, caller, services)
 
 
@@ -74,7 +71,12 @@ async def _take_in(request: Request, caller: Caller, services: Services) -> dict
         part = FilePart(request.headers.get("content-type", ""), intake.feed)
         working: asyncio.Task[None] | None = None
         try:
+            left_bytes = services.config.limits.manifest_bytes + _FRAME_BYTES
             async for block in _blocks(request):
+                # What stands before and behind the part counts too, or it would have no end.
+                left_bytes -= len(block)
+                if left_bytes < 0:
+                    raise _too_large(services.config.limits.manifest_bytes)
                 if working is not None:
                     await working
                 working = asyncio.create_task(run_in_threadpool(part.feed, block))
@@ -88,6 +90,14 @@ async def _take_in(request: Request, caller: Caller, services: Services) -> dict
         facts = await run_in_threadpool(intake.finish)
     return await run_in_threadpool(
         keep_file, services, caller.workspace_id, file_id, part.filename, facts
+    )
+
+
+def _too_large(max_bytes: int) -> Exception:
+    return refusal(
+        "request_too_large",
+        f"the manifest is over {max_bytes:,} bytes: split it",
+        max_bytes=max_bytes,
     )
 
 

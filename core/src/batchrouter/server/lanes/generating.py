@@ -11,14 +11,22 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from batchrouter.server.lanes.patterns import MAX_MATCHED_CHARACTERS, bounded_pattern
 from batchrouter.server.lanes.wording import LabelChooser, stems
 
 __all__ = ["Drawing", "SchemaGenerator", "UnsupportedSchemaError"]
 
 _MASK = (1 << 64) - 1
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_MAX_DIGITS = 16
 _MAX_DEPTH = 6
 _EXCERPT_CHARACTERS = 80
+
+#: A chunk of 4,000 answers is held in memory: a schema may not ask for much more than one line
+#: of a manifest can hold itself, nor take long to read.
+_MAX_ANSWER_CHARACTERS = 128 * 1024
+_VALUE_CHARACTERS = 32
+_MAX_SCHEMA_PARTS = 10_000
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 _SECONDS_PER_YEAR = 31_536_000
 
@@ -30,9 +38,10 @@ class UnsupportedSchemaError(ValueError):
 class Drawing:
     """One item's text and its own deterministic source of chance."""
 
-    __slots__ = ("_state", "_stems", "text")
+    __slots__ = ("_room", "_state", "_stems", "text")
 
     def __init__(self, seed: int, text: str) -> None:
+        self._room = _MAX_ANSWER_CHARACTERS
         self._state = seed & _MASK
         self._stems: list[str] | None = None
         self.text = text
@@ -43,6 +52,16 @@ class Drawing:
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
         return (z ^ (z >> 31)) % bound
+
+    def spend(self, characters: int) -> None:
+        """Count what is written of the answer.
+
+        Raises:
+            UnsupportedSchemaError: The answer would be too large.
+        """
+        self._room -= characters
+        if self._room < 0:
+            raise UnsupportedSchemaError(f"an answer of over {_MAX_ANSWER_CHARACTERS:,} characters")
 
     @property
     def stems(self) -> list[str]:
@@ -61,7 +80,8 @@ class Drawing:
 
     def numbers(self) -> list[float]:
         """Return the numbers that the text mentions."""
-        return [float(found) for found in _NUMBER.findall(self.text)]
+        found = _NUMBER.findall(self.text)
+        return [float(digits) for digits in found if len(digits) <= _MAX_DIGITS]
 
 
 Generate = Callable[[Drawing, int], Any]
@@ -82,6 +102,7 @@ class SchemaGenerator:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._root = schema
         self._compiled_refs: dict[str, Generate] = {}
+        self._parts = 0
         self._generate = self._compile(schema, "")
 
     def generate(self, drawing: Drawing) -> Any:
@@ -89,6 +110,9 @@ class SchemaGenerator:
         return self._generate(drawing, 0)
 
     def _compile(self, schema: Any, name: str) -> Generate:
+        self._parts += 1
+        if self._parts > _MAX_SCHEMA_PARTS:
+            raise UnsupportedSchemaError(f"a schema of over {_MAX_SCHEMA_PARTS:,} parts")
         if schema is True or schema == {}:
             return lambda drawing, _: drawing.excerpt()
         if not isinstance(schema, Mapping):
@@ -183,7 +207,10 @@ class SchemaGenerator:
                 raise UnsupportedSchemaError(f"required {name!r} is not admitted")
             fields.append((name, self._compile(extra, name), True))
 
+        names_characters = sum(map(len, properties)) + _VALUE_CHARACTERS * len(fields)
+
         def write(drawing: Drawing, depth: int) -> dict[str, Any]:
+            drawing.spend(names_characters)
             too_deep = depth > _MAX_DEPTH
             return {
                 name: field(drawing, depth + 1)
@@ -209,6 +236,7 @@ class SchemaGenerator:
             for _ in range(20 * max(1, length)):
                 if rest is None or len(values) >= length:
                     break
+                drawing.spend(_VALUE_CHARACTERS)
                 value = rest(drawing, depth + 1)
                 if not (is_unique and value in values):
                     values.append(value)
@@ -233,8 +261,10 @@ def _enum(values: list[Any]) -> Generate:
     if not values:
         raise UnsupportedSchemaError("an enum without values")
     chooser = LabelChooser([value if isinstance(value, str) else "" for value in values])
+    longest = max(len(repr(value)) for value in values)
 
     def choose(drawing: Drawing, _: int) -> Any:
+        drawing.spend(longest)
         best = chooser.best(drawing.stems)
         # In arrays and without any match, chance decides: else every tag would be the same.
         return values[drawing.below(len(values)) if best is None else best]
@@ -294,13 +324,17 @@ def _string(schema: Mapping[str, Any]) -> Generate:
     write = _FORMATS.get(schema.get("format", ""))
     pattern = schema.get("pattern")
     if pattern is not None:
-        return _matching(re.compile(pattern), least, most)
+        compiled = bounded_pattern(pattern)
+        if compiled is None:
+            raise UnsupportedSchemaError(f"pattern {pattern[:100]!r}: none, or too involved")
+        return _matching(compiled, least, most)
     if write is not None:
         formatted = write
         return lambda drawing, _: formatted(drawing)
 
     def excerpt(drawing: Drawing, _: int) -> str:
         text = drawing.excerpt(most)
+        drawing.spend(max(least, len(text)))
         while len(text) < least:
             text = f"{text} {drawing.text or 'and so on'}".strip()[: max(least, most)]
             text = text.ljust(least, ".") if len(text) >= least - 1 else text
@@ -311,6 +345,7 @@ def _string(schema: Mapping[str, Any]) -> Generate:
 
 def _matching(pattern: re.Pattern[str], least: int, most: int) -> Generate:
     """Look through usual values for one that matches; a pattern is not solved."""
+    longest = min(most, MAX_MATCHED_CHARACTERS)
 
     def write(drawing: Drawing, _: int) -> str:
         digits = f"{drawing.below(10**12):012d}"
@@ -323,7 +358,7 @@ def _matching(pattern: re.Pattern[str], least: int, most: int) -> Generate:
                            for mark in ("", "-", "_")]  # fmt: skip
             candidates += [f"+{digits[:size]}", f"#{digits[:size]}", f"v{digits[:size]}"]
         for candidate in candidates:
-            if least <= len(candidate) <= most and pattern.search(candidate):
+            if least <= len(candidate) <= longest and pattern.search(candidate):
                 return candidate
         raise UnsupportedSchemaError(f"pattern {pattern.pattern!r}")
 

@@ -53,7 +53,8 @@ class LaneAnswer(msgspec.Struct, frozen=True, gc=False):
         output_tokens: Billed output tokens.
         error_code: One of `ERROR_CODES`, or None.
         error_message: For a person; never holds the request.
-        is_retryable: True when the same request may succeed later (429, 5xx, timeout).
+        is_retryable: True when the same request may succeed later (429, 5xx, timeout); what was
+            billed is not tried again all the same.
     """
 
     body: bytes | None

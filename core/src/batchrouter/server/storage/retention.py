@@ -38,8 +38,10 @@ def end_retention(services: Services) -> None:
     artifacts at the time that their batch names. Rows of files and batches stay, so that
     nothing that was bought is ever unknown.
     """
-    _end_manifests(services)
-    _end_artifacts(services)
+    while _end_manifests(services) == _AT_ONCE:
+        pass
+    while _end_artifacts(services) == _AT_ONCE:
+        pass
     limits = services.config.limits
     with services.database.writing() as conn:
         conn.execute(
@@ -50,7 +52,8 @@ def end_retention(services: Services) -> None:
         )
 
 
-def _end_manifests(services: Services) -> None:
+def _end_manifests(services: Services) -> int:
+    """End some; returns how many."""
     limits = services.config.limits
     now = now_us()
     used = exists().where(batches.c.file_id == files.c.id)
@@ -80,9 +83,11 @@ def _end_manifests(services: Services) -> None:
     # An object that a kill leaves here has no live row, and goes at the next start.
     for key in keys:
         services.objects.delete(key)
+    return len(keys)
 
 
-def _end_artifacts(services: Services) -> None:
+def _end_artifacts(services: Services) -> int:
+    """End some; returns how many."""
     with services.database.reading() as conn:
         ended = conn.execute(
             select(batches.c.id, batches.c.artifact_key)
@@ -97,3 +102,4 @@ def _end_artifacts(services: Services) -> None:
             .where(batches.c.id.in_([batch.id for batch in ended]))
             .values(artifact_key=None)
         )
+    return len(ended)

@@ -6,6 +6,7 @@ tell anything about the other.
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
@@ -41,15 +42,8 @@ class Vault:
         Raises:
             ConfigError: The file does not hold a key.
         """
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(secrets.token_hex(_KEY_BYTES) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        if not path.exists():
+            _create(path)
         try:
             key = bytes.fromhex(path.read_text(encoding="ascii").strip())
         except ValueError:
@@ -79,3 +73,19 @@ class Vault:
             return self._fernet.decrypt(token).decode()
         except InvalidToken:
             raise ConfigError("a stored webhook secret belongs to another secret_key") from None
+
+
+def _create(path: Path) -> None:
+    """Write a fresh key whole, or not at all: a router that dies here must start again."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # A link fails where a second process was quicker; a rename would take its key away.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(draft)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row, select, update
 from batchrouter import killpoints
 from batchrouter.server.batches import states
 from batchrouter.server.batches.ledger import ChunkOutcome, settle_chunk
+from batchrouter.server.lanes.gone import GoneLane
 from batchrouter.server.lanes.lane import Lane
 from batchrouter.server.storage.clock import now_us
 from batchrouter.server.storage.tables import batch_lanes, batches, chunks
@@ -85,7 +86,9 @@ class ChunkWork:
             if summary is not None:
                 self._settle(summary.outcome(result_key(self._batch_id, self._number)))
                 return True
-        if reason is None:
+        # What was claimed before keeps its reservation: some lane may have all of its items, and
+        # to cut it now would send them again under another name.
+        if chunk.state == "planned":
             if self._need is None:
                 self._need = self._shop.bench.do(lambda: self._reckon(order, chunk))
             killpoints.reached("work.before_claim")
@@ -103,11 +106,14 @@ class ChunkWork:
     def _reckon(self, order: Order, chunk: Row[Any]) -> Need:
         """Work out what the chunk's items can cost."""
         terms = order.terms(chunk.lane_position)
-        lane = self._lanes(order, chunk.lane_position)[0]
+        lanes = self._lanes(order, chunk.lane_position)
         block = self._block(order, chunk)
         sizes = [len(line) + 1 for line in split_lines(block)]
         lines = order.reader().read(block, chunk.first_item)
-        worst = [terms.subtotal(*lane.worst_case(line.item)) for line in lines]
+        # The dearest of them: any may take over, at the same price a token.
+        worst = [
+            max(terms.subtotal(*lane.worst_case(line.item)) for lane in lanes) for line in lines
+        ]
         return Need(worst, sizes, terms.fee_bps)
 
     def _block(self, order: Order, chunk: Row[Any]) -> bytes:
@@ -119,9 +125,10 @@ class ChunkWork:
         planned = order.lanes[position]
         names = [(planned.provider, planned.model)]
         names += [(one.provider, one.model) for one in order.plan.fallback_order]
-        found = [self._shop.lanes.find(*name) for name in dict.fromkeys(names)]
-        lanes = [lane for lane in found if lane is not None]
-        if not lanes:
+        lanes: list[Lane] = [
+            self._shop.lanes.find(*name) or GoneLane(*name) for name in dict.fromkeys(names)
+        ]
+        if all(isinstance(lane, GoneLane) for lane in lanes):
             told = f"{planned.provider} is no longer configured, nor is any lane of its fallback"
             raise OrderError("provider_capacity_unavailable", told)
         return lanes
@@ -142,8 +149,9 @@ class ChunkWork:
             lanes=lanes,
             terms=order.terms(chunk.lane_position),
             writer=ArtifactWriter(order.dialect, self._batch_id),
-            to_output=output_writer(is_workflow=order.prompt is not None),
+            to_output=output_writer(is_workflow=order.is_workflow),
             why_stop=lambda: self._why_stop(order),
+            is_again=is_again,
         )
         written = sender.run()
         if is_again and not all(lane.remembers for lane in lanes):

@@ -8,7 +8,7 @@ from batchrouter import killpoints
 from batchrouter.server.batches import states
 from batchrouter.server.storage.tables import batch_lanes, batches, chunks
 from batchrouter.server.work.merging import merge
-from batchrouter.server.work.order import OrderError, load_order
+from batchrouter.server.work.order import load_order
 from batchrouter.server.work.results import delete_results
 from batchrouter.server.work.shop import Shop
 
@@ -27,12 +27,8 @@ def finish_batch(shop: Shop, batch_id: str) -> None:
     with shop.database.reading() as conn:
         batch = _row(conn, batch_id)
     if batch.state not in states.TERMINAL:
-        try:
-            with shop.database.reading() as conn:
-                order = load_order(conn, batch_id, shop.config)
-        except OrderError as error:
-            fail_batch(shop, batch_id, error.code, str(error))
-            return
+        with shop.database.reading() as conn:
+            order = load_order(conn, batch_id, shop.config)
         artifact = merge(shop, order) if batch.completed or batch.failed else None
         killpoints.reached("work.before_settle")
         with shop.database.writing() as conn:

@@ -85,14 +85,21 @@ class LineReader:
         dialect: ``native`` or ``openai`` (`files.dialect`).
         max_output_tokens: The quote's cap, for items that set none.
         prompt: The workflow's prompt, when the batch bought a workflow.
+        is_workflow: True for a workflow's lines; without the prompt they are not for a lane.
     """
 
     def __init__(
-        self, dialect: str, max_output_tokens: int, prompt: WorkflowPrompt | None = None
+        self,
+        dialect: str,
+        max_output_tokens: int,
+        prompt: WorkflowPrompt | None = None,
+        *,
+        is_workflow: bool = False,
     ) -> None:
         self._read = self._native if dialect == "native" else self._openai
         self._max_output_tokens = max_output_tokens
         self._prompt = prompt
+        self._is_workflow = is_workflow or prompt is not None
 
     def read(self, block: bytes, first_item: int) -> list[ItemLine]:
         """Read whole lines.
@@ -106,10 +113,9 @@ class LineReader:
     def _native(self, line: bytes, sequence_no: int) -> ItemLine:
         read = _decode_native(line)
         body = bytes(read.input)
-        if self._prompt is not None:
-            item = LaneItem(
-                sequence_no, CHAT, self._prompt.render(body), self._prompt.max_output_tokens
-            )
+        if self._is_workflow:
+            request = self._prompt.render(body) if self._prompt else b""
+            item = LaneItem(sequence_no, CHAT, request, self._max_output_tokens)
             return ItemLine(bytes(read.customer_item_id), "workflow", item)
         operation = read.operation or "responses"
         caps = _decode_caps(body)
@@ -131,7 +137,7 @@ class LineReader:
             return 0
         own = (caps.max_output_tokens, caps.max_completion_tokens, caps.max_tokens)
         given = [cap for cap in own if cap is not None]
-        return min(given) if given else self._max_output_tokens
+        return max(given) if given else self._max_output_tokens
 
 
 @dataclass(frozen=True, slots=True)

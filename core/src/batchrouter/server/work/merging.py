@@ -81,5 +81,5 @@ def _unsent_lines(shop: Shop, order: Order, chunk: Row[Any]) -> bytes:
             attempt=0,
             completed_at=ended_at,
         )
-        for line in order.reader().read(block, chunk.first_item)
+        for line in order.id_reader().read(block, chunk.first_item)
     )

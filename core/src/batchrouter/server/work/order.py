@@ -41,11 +41,25 @@ class Order:
     plan: Plan
     lanes: tuple[PlannedLane, ...]
     deadline_at: int
-    prompt: WorkflowPrompt | None
+    config: RouterConfig
+
+    @property
+    def is_workflow(self) -> bool:
+        """Whether a workflow's outcome was bought."""
+        return self.plan.workflow is not None
 
     def reader(self) -> LineReader:
-        """Make a reader for the manifest's lines."""
-        return LineReader(self.dialect, self.plan.max_output_tokens, self.prompt)
+        """Make a reader for the manifest's lines.
+
+        Raises:
+            OrderError: The batch's workflow is no longer configured.
+        """
+        prompt = _prompt(self.plan.workflow, self.config)
+        return LineReader(self.dialect, self.plan.max_output_tokens, prompt)
+
+    def id_reader(self) -> LineReader:
+        """Make a reader for lines that no lane will see: it needs no prompt."""
+        return LineReader(self.dialect, self.plan.max_output_tokens, is_workflow=self.is_workflow)
 
     def terms(self, lane_position: int) -> Terms:
         """Return the locked price of a lane."""
@@ -54,11 +68,7 @@ class Order:
 
 
 def load_order(conn: Connection, batch_id: str, config: RouterConfig) -> Order:
-    """Read what a batch has ordered.
-
-    Raises:
-        OrderError: Its workflow is no longer configured.
-    """
+    """Read what a batch has ordered; whether it can still be run shows with `Order.reader`."""
     batches, files, quotes = tables.batches, tables.files, tables.quotes
     row = conn.execute(
         select(
@@ -83,7 +93,7 @@ def load_order(conn: Connection, batch_id: str, config: RouterConfig) -> Order:
         plan=plan,
         lanes=plan.lanes_for(row.total),
         deadline_at=row.deadline_at,
-        prompt=_prompt(plan.workflow, config),
+        config=config,
     )
 
 

@@ -10,8 +10,10 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from enum import Enum
 
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from batchrouter.server.work.order import OrderError
 from batchrouter.server.work.shop import Pulse
@@ -23,6 +25,17 @@ _log = logging.getLogger(__name__)
 TRIES = 5
 FIRST_WAIT_S = 0.1
 MAX_WAIT_S = 30.0
+_MAX_DOUBLINGS = 16
+
+#: What ends by itself, or when an operator has made room; too many waiters for a connection too.
+_PASSING = (ConnectionError, TimeoutError, OperationalError, PoolTimeoutError, OSError)
+
+
+class _Outcome(Enum):
+    DONE = "done"
+    WAIT = "wait"
+    FAILED = "failed"
+    HOPELESS = "hopeless"
 
 
 class Patience:
@@ -42,44 +55,51 @@ class Patience:
 
         A full disk, a locked database or a silent network are waited out for as long as they
         last; what fails five times for another reason is given up by ``give_up``, which makes
-        the failure visible.
+        the failure visible. Giving up is tried until it is done, too: nothing else would end
+        the batch.
 
         Raises:
             Suspended: The router is stopping; the step runs again when it starts.
         """
         with self._counted():
-            tries = 0
-            while not self._try(work, give_up, is_last=tries + 1 >= TRIES):
-                tries += 1
-                self._wait(min(MAX_WAIT_S, FIRST_WAIT_S * 2.0**tries))
+            if not self._done(work, TRIES):
+                self._done(give_up, None)
 
     def wait_until_idle(self, at_most_s: float) -> bool:
         """Wait until no step runs; False when some still do."""
         with self._changed:
             return self._changed.wait_for(lambda: self._running == 0, timeout=at_most_s)
 
-    def _try(self, work: Callable[[], None], give_up: Callable[[], None], *, is_last: bool) -> bool:
+    def _done(self, work: Callable[[], None], most_tries: int | None) -> bool:
+        """Run it until it is done; False when it has failed so often for reasons of its own."""
+        tries = failures = 0
+        while True:
+            outcome = self._try(work)
+            if outcome is _Outcome.DONE:
+                return True
+            tries += 1
+            failures += outcome is _Outcome.FAILED
+            if outcome is _Outcome.HOPELESS or failures == most_tries:
+                return False
+            self._wait(min(MAX_WAIT_S, FIRST_WAIT_S * 2.0 ** min(tries, _MAX_DOUBLINGS)))
+
+    def _try(self, work: Callable[[], None]) -> "_Outcome":
         self._pulse.check()
         try:
             work()
         except OrderError as error:
             _log.error("work was given up: %s", error)
-            give_up()
-        except (ConnectionError, TimeoutError, OperationalError, OSError) as error:
-            if not isinstance(error, FileNotFoundError):
-                _log.warning("work is tried again after %s", _place(error))
-                return False
-            return self._lost(error, give_up, is_last=is_last)
+            return _Outcome.HOPELESS
         except Exception as error:  # noqa: BLE001 - see the module's text
-            return self._lost(error, give_up, is_last=is_last)
-        return True
-
-    def _lost(self, error: Exception, give_up: Callable[[], None], *, is_last: bool) -> bool:
-        # The class and the place alone: a message might quote an item.
-        _log.error("work failed by %s", _place(error))
-        if is_last:
-            give_up()
-        return is_last
+            # A stopping router takes its tools away: what fails then says nothing.
+            self._pulse.check()
+            # The class and the place alone: a message might quote an item.
+            if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
+                _log.warning("work is tried again after %s", _place(error))
+                return _Outcome.WAIT
+            _log.error("work failed by %s", _place(error))
+            return _Outcome.FAILED
+        return _Outcome.DONE
 
     def _wait(self, wait_s: float) -> None:
         ready_at = time.monotonic() + wait_s

@@ -26,6 +26,7 @@ def plan_batch(shop: Shop, batch_id: str) -> None:
             return
         try:
             order = load_order(conn, batch_id, shop.config)
+            order.reader()
         except OrderError as error:
             states.finish(conn, batch_id, "failed", error=(error.code, str(error)))
             return

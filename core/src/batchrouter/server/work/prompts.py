@@ -32,7 +32,6 @@ class WorkflowPrompt:
     """
 
     def __init__(self, workflow: WorkflowConfig) -> None:
-        self.max_output_tokens = workflow.max_output_tokens
         self._workflow = workflow
         declared = {field.name for field in workflow.fields}
         # Text and field names by turns; a name that is no field is text that holds braces.

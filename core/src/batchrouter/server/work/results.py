@@ -28,6 +28,7 @@ class ChunkSummary(msgspec.Struct, kw_only=True):
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    expired: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_units: int = 0
@@ -38,7 +39,8 @@ class ChunkSummary(msgspec.Struct, kw_only=True):
     def outcome(self, key: str) -> ChunkOutcome:
         """Turn it into what the ledger books."""
         return ChunkOutcome(
-            "done",
+            # Of the failed ones; the batch asks whether its deadline has cost it anything.
+            "expired" if self.expired else "done",
             completed=self.completed,
             failed=self.failed,
             cancelled=self.cancelled,

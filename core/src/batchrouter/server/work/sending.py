@@ -73,6 +73,7 @@ class ChunkSender:
         to_output: Turns a provider's body into the item's output, or raises ValueError.
         why_stop: Tells why items that are not answered yet must not be sent again:
             ``cancelled`` or ``expired``, or None.
+        is_again: True when a former process may have sent the chunk already.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ChunkSender:
         writer: ArtifactWriter,
         to_output: Callable[[bytes], bytes],
         why_stop: Callable[[], str | None],
+        is_again: bool = False,
     ) -> None:
         self._shop = shop
         self._batch_id = batch_id
@@ -103,6 +105,8 @@ class ChunkSender:
         self._written: list[bytes] = [b""] * item_count
         self._last_error: dict[int, LaneAnswer] = {}
         self._position = 0
+        self._tries = 0
+        self._is_again = is_again
         self.summary = ChunkSummary(first_item=first_item, item_count=item_count)
         self.is_degraded = False
 
@@ -153,10 +157,29 @@ class ChunkSender:
     ) -> tuple[str | None, list[int] | None]:
         """Return the submission's handle, and what is left if its answers are there at once."""
         lines = self._pick(pending, attempt)
-        handle = lane.find(key) or self._submit(lane, key, lines)
+        handle = lane.find(key)
+        if handle is not None:
+            self._tries = attempt
+        elif not self._was_passed(attempt):
+            handle = self._submit(lane, key, lines, attempt)
         if handle is None or not lane.poll(handle).is_finished:
             return handle, None
         return handle, self._collect(lane, handle, lines)
+
+    def _was_passed(self, attempt: int) -> bool:
+        """Tell whether a later try was accepted before a crash.
+
+        Then this one was refused at the time: a lane that has recovered since must not be sent
+        what another one has already taken.
+        """
+        if not self._is_again:
+            return False
+        return any(
+            lane.find(str(SubmissionKey(self._batch_id, self._number, position, later)))
+            for position, lane in enumerate(self._lanes)
+            if position >= self._position
+            for later in range(attempt + 1, MAX_ATTEMPTS + 1)
+        )
 
     def _pick(self, pending: list[int], attempt: int) -> list[ItemLine]:
         lines = self._load()
@@ -167,10 +190,11 @@ class ChunkSender:
             line.item = msgspec.structs.replace(line.item, attempt=attempt)
         return picked
 
-    def _submit(self, lane: Lane, key: str, lines: list[ItemLine]) -> str | None:
+    def _submit(self, lane: Lane, key: str, lines: list[ItemLine], attempt: int) -> str | None:
         """Hand the lines over; None when nothing was accepted, or nothing may be sent."""
         if self._why_stop() is not None:
             return None
+        self._tries = attempt
         killpoints.reached("work.before_send")
         try:
             handle = lane.submit(key, (line.item for line in lines))
@@ -208,7 +232,7 @@ class ChunkSender:
 
     def _pause(self, attempt: int) -> bool:
         """Wait before the next try; False when there shall be none."""
-        if self._lane.find(self._key(attempt + 1)) is not None:
+        if self._was_passed(attempt):
             return True  # it was made already, before a crash
         mean_s = min(MAX_RETRY_WAIT_S, self._lane.retry_first_s * 2.0 ** (attempt - 1))
         ready_at = time.monotonic() + mean_s * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, hides nothing
@@ -222,7 +246,9 @@ class ChunkSender:
         """Write an item's line; False when the item is worth another try."""
         place, attempt = line.item.sequence_no - self._first, line.item.attempt
         if answer.body is None:
-            if answer.is_retryable and attempt < MAX_ATTEMPTS:
+            is_billed = answer.input_tokens > 0 or answer.output_tokens > 0
+            # The price cap has room for one bill an item.
+            if answer.is_retryable and not is_billed and attempt < MAX_ATTEMPTS:
                 self._last_error[place] = answer
                 return False
             self._written[place] = self._fail(line, answer, completed_at)
@@ -281,6 +307,8 @@ class ChunkSender:
             self.summary.cancelled += len(pending)
         else:
             self.summary.failed += len(pending)
+        if reason == "expired":
+            self.summary.expired += len(pending)
         for place in pending:
             last = self._last_error.get(place)
             if reason is not None:
@@ -294,6 +322,6 @@ class ChunkSender:
                 message,
                 provider=self._lane.provider,
                 model=self._lane.model,
-                attempt=MAX_ATTEMPTS if last else 1,
+                attempt=self._tries,
                 completed_at=completed_at,
             )
