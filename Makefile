@@ -47,7 +47,7 @@ constraints: $(BIN)/uv ## renew the tested versions in tests/constraints/ (asks 
 setup: $(READY) ## only set up .venv
 
 clean: ## remove what the targets made: .venv, caches, builds
-	rm -rf $(VENV) .nox .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) batchrouter-demo .nox .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find core tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/uv:
