@@ -59,5 +59,5 @@ $(BIN)/uv:
 
 $(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint $(CONSTRAINTS) \
-		--build-constraint $(CONSTRAINTS) --compile-bytecode --group dev --editable '.[all]'
+		--build-constraint $(CONSTRAINTS) --compile-bytecode --group dev --editable '.[all,delta,iceberg,otel,postgres,s3,sqlite]'
 	@touch $@

@@ -15,7 +15,12 @@ nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["core"]
 nox.options.error_on_missing_interpreters = False
 
-MEMBERS = {"core": (".[all]", ["core/src", "tests/core", "tests/server"])}
+MEMBERS = {
+    "core": (
+        ".[all,delta,iceberg,otel,postgres,s3,sqlite]",
+        ["core/src", "tests/core", "tests/server"],
+    )
+}
 """What to install and what to test, by the name of its file in tests/constraints/."""
 
 OLDEST, *NEWER = ["3.11", "3.12", "3.13"]
