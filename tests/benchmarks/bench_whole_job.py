@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from bench_build import OUTPUT, SYSTEM, make_table
@@ -179,7 +180,7 @@ def print_table(moments: list[Moment], rows: int) -> None:
     heads = ("wall s", "share", "rows/s", "job CPU s", "router CPU s", "job peak", "router peak")
     print(f"{'stage':10}" + "".join(f"{head:>14}" for head in heads))
     whole_s = moments[-1].at_s - moments[0].at_s
-    spans = [*zip(moments, moments[1:], strict=False), (moments[0], moments[-1])]
+    spans = [*pairwise(moments), (moments[0], moments[-1])]
     for begin, end in spans:
         wall_s = end.at_s - begin.at_s
         cells = (
