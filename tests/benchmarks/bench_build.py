@@ -14,7 +14,6 @@ Run ``python tests/benchmarks/bench_build.py [--rows 200000] [--rounds 3]``.
 import argparse
 import hashlib
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -24,36 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tickets import make_table
+
 WAYS = ("batchrouter", "orjson", "json.dumps")
 SYSTEM = "You label support tickets for a shop. Answer with one of the intents. " * 4
 INTENTS = ["billing", "bug", "how_to", "refund", "shipping", "account"]
 OUTPUT = {"intent": {"type": "string", "enum": INTENTS}, "urgent": {"type": "boolean"}}
-WORDS = [
-    "the", "order", "has", "not", "come", "yet", "please", "help", "invoice", "refund", "account",
-    "password", "again", "today", '"quoted"', "back\\slash", "naïve", "café", "日本語", "помощь",
-    "👩\u200d💻", "line\nbreak", "tab\there",
-]  # fmt: skip
-
-
-def make_table(path: Path, rows: int) -> None:
-    """Write tickets of about 1 kB, 50,000 a row group."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    chance = random.Random(7)
-    bodies = [" ".join(chance.choices(WORDS, k=chance.randint(60, 220))) for _ in range(5000)]
-    schema = pa.schema([("id", pa.string()), ("subject", pa.string()), ("body", pa.string())])
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, rows, 50_000):
-            numbers = range(start, min(start + 50_000, rows))
-            columns = [
-                [f"T-{number:012d}" for number in numbers],
-                [bodies[number * 31 % 5000][:60] for number in numbers],
-                [f"{number} {bodies[number % 5000]}" for number in numbers],
-            ]
-            writer.write_table(pa.table(columns, schema=schema))
-
-
 def build(source: Path, target: Path) -> None:
     """Build with batchrouter."""
     import fsspec

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from bench_build import OUTPUT, SYSTEM, make_table
+from bench_build import OUTPUT, SYSTEM
+from tickets import make_table
 
 from batchrouter.testing import running_router
 

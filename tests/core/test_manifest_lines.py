@@ -233,17 +233,29 @@ def test_a_bad_body_names_its_row() -> None:
     assert (caught.value.row, caught.value.column) == (1, "payload")
 
 
-def test_more_constants_than_markers_go_row_by_row() -> None:
+def test_many_slots_side_by_side_come_out_as_json_dumps_writes_them() -> None:
     names = [f"c{number}" for number in range(40)]
-    shape = line_shape(
-        _job(Embedding(input=" ".join(f"{n}={{{name}}}" for n, name in enumerate(names))))
-    )
+    apart = " ".join(f"{n}={{{name}}}" for n, name in enumerate(names))
+    together = "".join(f"{{{name}}}" for name in reversed(names))
+    shape = line_shape(_job(Embedding(input=f"{together}{apart}{together}")))
+    texts = {name: NASTY[number % len(NASTY)] for number, name in enumerate(names)}
     columns: dict[Slot, pa.Array] = {
         ItemId(): pa.array(["i"]),
-        **{Placeholder((name,)): pa.array([name]) for name in names},
+        **{Placeholder((name,)): pa.array([text]) for name, text in texts.items()},
     }
 
-    writer = line_writer(shape)
+    lines = _written(FastWriter(pieces(shape)), columns)
 
-    assert isinstance(writer, RowWriter)
-    assert b"39=c39" in _written(writer, columns)
+    assert lines == _written(RowWriter(shape), columns)
+    assert json.loads(lines)["input"]["input"].startswith("".join(reversed(texts.values())))
+
+
+def test_a_null_is_refused_and_drops_no_row() -> None:
+    shape = line_shape(_job(Embedding(input="{a}")))
+    columns: dict[Slot, pa.Array] = {
+        ItemId(): pa.array(["i", "j"]),
+        Placeholder(("a",)): pa.array(["x", None]),
+    }
+
+    with pytest.raises(AssertionError, match="NULL"):
+        _written(FastWriter(pieces(shape)), columns)

@@ -22,5 +22,6 @@ else:
 pc: Any = pyarrow.compute
 pq: Any = pyarrow.parquet
 csv: Any = pyarrow.csv
+py_buffer: Any = pa.py_buffer
 
-__all__ = ["Array", "DataType", "Field", "Scalar", "csv", "pc", "pq"]
+__all__ = ["Array", "DataType", "Field", "Scalar", "csv", "pc", "pq", "py_buffer"]

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from batchrouter.errors import ManifestError
 from batchrouter.job import Job
+from batchrouter.manifest.allocation import keep_freed_memory
 from batchrouter.manifest.built import BuiltManifest
 from batchrouter.manifest.check import check_columns
 from batchrouter.manifest.kernel import Slice
@@ -63,6 +64,7 @@ def build_manifest(
         In each case the files of this build are removed.
     """
     started = time.monotonic()
+    keep_freed_memory()
     source = open_source(job)
     check_columns(job, source.schema)
     schema = snapshot_schema(job, source.schema)
@@ -151,7 +153,6 @@ class _Build:
     def _write_slice(
         self, piece: Slice, sent: npt.NDArray[np.int64], snapshot: SnapshotRows, first_row: int
     ) -> None:
-        data = memoryview(piece.lines)
         at, start_byte = 0, 0
         while at < len(piece.ends):
             part = self._files.open_part
@@ -159,7 +160,7 @@ class _Build:
             if count:
                 end_byte = int(piece.ends[at + count - 1])
                 snapshot.number(sent[at : at + count], part.item_count)
-                part.write_lines(data[start_byte:end_byte], count)
+                part.write_lines(piece.lines[start_byte:end_byte], count)
                 at, start_byte = at + count, end_byte
             elif part.item_count:
                 part.write_rows(snapshot.until(int(sent[at])))

@@ -100,7 +100,7 @@ def preview(job: Job, rows: int) -> list[str]:
         prepared = preparer.prepare(batch.slice(0, rows - done), done)
         try:
             for piece in writer.write(prepared.slots):
-                lines += piece.lines.decode().split("\n")[:-1]
+                lines += str(piece.lines, "utf-8").split("\n")[:-1]
         except BadBodyError as error:
             raise error.in_source(prepared) from None
         done += len(batch)

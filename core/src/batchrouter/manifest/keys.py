@@ -16,13 +16,17 @@ import pyarrow.types as pt
 import xxhash
 
 from batchrouter.errors import DuplicateKeyError, ManifestError
-from batchrouter.manifest.arrow import Array, DataType, Scalar, pc
+from batchrouter.manifest.arrow import Array, DataType, Scalar, pc, py_buffer
 from batchrouter.manifest.rendering import plain, plain_type, rendered
 
 HASH_VERSION = 1
 """Of item ids and request hashes alike; golden files pin the values."""
 
-_ALPHABET = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz234567", np.uint8)
+_ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567"
+_PAIRS = np.frombuffer(
+    b"".join(bytes([high, low]) for high in _ALPHABET for low in _ALPHABET), np.uint16
+)
+_PAIR_BITS = 10
 _DIGEST_BYTES = 16
 _WORD_BITS = 64
 _CODE_LENGTH = 26
@@ -106,25 +110,24 @@ def codes(digests: bytes, prefix: bytes = b"") -> Array:
         'aaaaaaaaaaaaaaaaaaaaaaaaaa'
     """
     halves = np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
-    high, low = halves[:, 0], halves[:, 1]
+    high, low = halves[:, 0].copy(), halves[:, 1].copy()
     width = len(prefix) + _CODE_LENGTH
+    pairs = np.empty((len(halves), _CODE_LENGTH // 2), np.uint16)
+    for at in range(_CODE_LENGTH // 2):
+        pairs[:, at] = _PAIRS[_ten_bits(high, low, at * _PAIR_BITS)]
     text = np.empty((len(halves), width), np.uint8)
     text[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
-    for at in range(_CODE_LENGTH):
-        text[:, len(prefix) + at] = _ALPHABET[_five_bits(high, low, at * 5)]
+    text[:, len(prefix) :] = pairs.view(np.uint8)
     offsets = np.arange(len(halves) + 1, dtype=np.int32) * width
-    return pa.Array.from_buffers(
-        pa.string(),
-        len(halves),
-        [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text.tobytes())],
-    )
+    buffers = [None, py_buffer(offsets), py_buffer(text)]
+    return pa.Array.from_buffers(pa.string(), len(halves), buffers)
 
 
-def _five_bits(
+def _ten_bits(
     high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], start: int
 ) -> npt.NDArray[np.uint64]:
-    """Take the five bits from `start` on of 128, zeros after the last."""
-    end = start + 5
+    """Take the ten bits from `start` on of 128, zeros after the last."""
+    end = start + _PAIR_BITS
     if end <= _WORD_BITS:
         bits = high >> np.uint64(_WORD_BITS - end)
     elif start < _WORD_BITS:
@@ -133,7 +136,7 @@ def _five_bits(
         bits = low >> np.uint64(2 * _WORD_BITS - end)
     else:
         bits = low << np.uint64(end - 2 * _WORD_BITS)
-    return bits & np.uint64(31)
+    return bits & np.uint64(2**_PAIR_BITS - 1)
 
 
 class SeenKeys:

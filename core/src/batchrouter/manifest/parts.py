@@ -25,7 +25,7 @@ MAX_BYTES = 5 * 2**30
 MAX_LINE_BYTES = 2**20
 """The router's limits of a manifest and of a line (contract section 2)."""
 
-_ROW_GROUP_BYTES = 16 << 20
+_ROW_GROUP_BYTES = 12 << 20
 _ROW_GROUP_ROWS = 128 * 1024
 _TEXT_COLUMNS_WITHOUT_REPEATS = {"_row", "_line", "_item_id", "_request_hash"}
 
@@ -192,6 +192,7 @@ class _SnapshotFile:
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=repeating,
+                write_statistics=False,
             )
 
     def write(self, rows: pa.RecordBatch) -> None:
