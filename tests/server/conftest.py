@@ -167,13 +167,19 @@ def open_surface(tmp_path: Path) -> Iterator[Callable[..., Surface]]:
     """Start routers with changes to the default configuration, such as `limits={...}`."""
     with contextlib.ExitStack() as stack:
 
-        def start(data_dir: Path | None = None, **changes: Any) -> Surface:
+        def start(
+            data_dir: Path | None = None, *, is_loopback: bool = True, **changes: Any
+        ) -> Surface:
             base = load_config().model_dump(mode="json")
             config = RouterConfig.model_validate({**base, **changes})
             listener = socket.create_server(("127.0.0.1", 0))
             base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             settings = AppSettings(
-                data_dir or tmp_path / "data", config, public_url=base_url, runs_batches=False
+                data_dir or tmp_path / "data",
+                config,
+                public_url=base_url,
+                is_loopback=is_loopback,
+                runs_batches=False,
             )
             return stack.enter_context(running(settings, listener, base_url))
 

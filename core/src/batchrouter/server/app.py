@@ -20,9 +20,11 @@ from batchrouter.server.http.described import describe
 from batchrouter.server.http.downloads import downloads
 from batchrouter.server.http.failures import add_error_handlers
 from batchrouter.server.http.logs import RequestLog
+from batchrouter.server.http.monitoring import monitoring
 from batchrouter.server.http.rate_limit import RateLimit
 from batchrouter.server.http.routes import routes
 from batchrouter.server.http.uploads import uploads
+from batchrouter.server.metrics import Metrics
 from batchrouter.server.services import Services
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
@@ -75,13 +77,14 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.rate_limit = RateLimit(settings.config.limits.requests_per_minute)
     app.state.is_ready = False
     app.state.start_refused = None
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, metrics=services.metrics)
     add_error_handlers(app)
     describe(app)
     # Uploads first: their path would also match `/v1/batches/{batch_id}` of another method.
     app.include_router(uploads)
     app.include_router(routes)
     app.include_router(downloads)
+    app.include_router(monitoring)
     app.add_api_route("/healthz", _healthz, tags=["operation"], summary="Is it alive?")
     app.add_api_route("/readyz", _readyz(app), tags=["operation"], summary="Can it work?")
     return app
@@ -92,11 +95,12 @@ def open_services(settings: AppSettings) -> Services:
     folder = DataFolder.open(settings.data_dir)
     database = Database.open(folder.database)
     objects = Objects.local(folder.objects)
+    metrics = Metrics(database)
     engine = None
     if settings.runs_batches:
         from batchrouter.server.work.engine import Engine  # noqa: PLC0415 - DBOS takes half a second
 
-        engine = Engine(database, objects, settings.config, folder)
+        engine = Engine(database, objects, settings.config, folder, metrics)
     return Services(
         folder=folder,
         config=settings.config,
@@ -106,6 +110,7 @@ def open_services(settings: AppSettings) -> Services:
         engine=engine,
         public_url=settings.config.public_url or settings.public_url,
         is_loopback=settings.is_loopback,
+        metrics=metrics,
     )
 
 
@@ -124,7 +129,12 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
             raise
     # The engine holds the folder's lock now, so what is older than this start has no owner.
     await run_in_threadpool(clear_leftovers, services, before_s=started_s)
-    courier = Courier(services.database, services.vault, allow_loopback_http=services.is_loopback)
+    courier = Courier(
+        services.database,
+        services.vault,
+        allow_loopback_http=services.is_loopback,
+        metrics=services.metrics,
+    )
     await courier.start()
     keeping = asyncio.create_task(_keep_house(services))
     app.state.is_ready = True

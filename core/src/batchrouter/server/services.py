@@ -1,4 +1,4 @@
-"""What every part of a running router is given: its folder, tables, objects, keys, engine."""
+"""What every part of a running router is given: folder, tables, objects, keys, engine, metrics."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,6 +6,7 @@ from typing import Protocol
 from sqlalchemy import Connection
 
 from batchrouter.server.config import RouterConfig
+from batchrouter.server.metrics import Metrics
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
 from batchrouter.server.storage.objects import Objects
@@ -53,3 +54,4 @@ class Services:
     engine: BatchEngine | None
     public_url: str
     is_loopback: bool
+    metrics: Metrics

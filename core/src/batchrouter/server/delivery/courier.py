@@ -16,6 +16,7 @@ from batchrouter import killpoints
 from batchrouter.server.delivery.addresses import Destination, destination_of
 from batchrouter.server.delivery.outbox import DueEvent, Outbox
 from batchrouter.server.delivery.schedule import DeliverySchedule
+from batchrouter.server.metrics import Metrics
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.vault import Vault
 from batchrouter.webhooks.signing import sign
@@ -40,6 +41,7 @@ class Courier:
         vault: Decrypts the receivers' secrets.
         allow_loopback_http: True while the router itself listens on loopback.
         schedule: Waits between tries.
+        metrics: Where tries are counted.
 
     Example:
         >>> async def serve(courier: Courier) -> None:
@@ -54,7 +56,9 @@ class Courier:
         *,
         allow_loopback_http: bool,
         schedule: DeliverySchedule | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._schedule = schedule or DeliverySchedule()
         self._outbox = Outbox(database, vault, self._schedule)
         self._allow_loopback_http = allow_loopback_http
@@ -116,11 +120,18 @@ class Courier:
                 "event %s was not delivered (try %d): %s", event.id, event.attempt, status or reason
             )
             note = lambda: self._outbox.refused(event, for_good=status == _GONE)  # noqa: E731
+        self._metrics.count_delivery(_outcome(status))
         await asyncio.to_thread(note)
         killpoints.reached("delivery.after_noted")
 
     def _resolve(self, url: str) -> Destination:
         return destination_of(url, allow_loopback_http=self._allow_loopback_http)
+
+
+def _outcome(status: int | None) -> str:
+    if status is not None and httpx.codes.is_success(status):
+        return "delivered"
+    return "gone" if status == _GONE else "failed"
 
 
 async def _post(client: httpx.AsyncClient, destination: Destination, event: DueEvent) -> int:

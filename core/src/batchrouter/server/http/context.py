@@ -13,7 +13,7 @@ from batchrouter.server.storage.keys import Caller, find_caller
 
 __all__ = ["Given", "requires", "services_of"]
 
-Scope = Literal["quote", "submit", "read", "cancel"]
+Scope = Literal["quote", "submit", "read", "cancel", "metrics"]
 
 
 def services_of(request: Request) -> Services:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchrouter.server.http.failures import answer_for, foreseen
+from batchrouter.server.metrics import Metrics
 from batchrouter.server.refusals import refusal
 from batchrouter.server.storage.ids import new_id
 
@@ -44,10 +45,11 @@ class JsonLines(logging.Formatter):
 
 
 class RequestLog:
-    """ASGI middleware: request ids, the log line, and an answer for unforeseen errors."""
+    """ASGI middleware: request ids, the log line, the count, an answer for unforeseen errors."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -86,7 +88,11 @@ class RequestLog:
             if status == 0:
                 await answer_for(refused)(scope, receive, send_with_id)
         finally:
-            elapsed_ms = round((time.perf_counter() - started_s) * 1000, 1)
+            elapsed_s = time.perf_counter() - started_s
+            # The router leaves the matched route in the scope.
+            route = getattr(scope.get("route"), "path", None)
+            self._metrics.count_request(scope["method"], route, status, elapsed_s)
+            elapsed_ms = round(elapsed_s * 1000, 1)
             line = {**fields, "status": status, "ms": elapsed_ms}
             _LOG.info("request", extra={"fields": line})
 

@@ -88,9 +88,11 @@ async def _take_in(request: Request, caller: Caller, services: Services) -> dict
             await working
         part.finish()
         facts = await run_in_threadpool(intake.finish)
-    return await run_in_threadpool(
+    kept = await run_in_threadpool(
         keep_file, services, caller.workspace_id, file_id, part.filename, facts
     )
+    services.metrics.count_upload(kept["bytes"])
+    return kept
 
 
 def _too_large(max_bytes: int) -> Exception:

@@ -12,9 +12,21 @@ from batchrouter.server.storage.clock import now_us
 from batchrouter.server.storage.ids import new_id
 from batchrouter.server.storage.tables import api_keys, workspaces
 
-__all__ = ["SCOPES", "Caller", "create_key", "find_caller", "has_keys", "revoke_key"]
+__all__ = [
+    "OPERATOR_SCOPES",
+    "SCOPES",
+    "Caller",
+    "create_key",
+    "find_caller",
+    "has_keys",
+    "revoke_key",
+]
 
 SCOPES = ("quote", "submit", "read", "cancel")
+"""What a customer's key may do; a key that is minted without a choice may do all of it."""
+
+OPERATOR_SCOPES = ("metrics",)
+"""What shows more than one workspace, and is given only by name."""
 _SECRET_BYTES = 32
 
 
@@ -43,10 +55,11 @@ def create_key(
     Raises:
         ConfigError: A scope is unknown, or none is given.
     """
-    unknown = sorted(set(scopes) - set(SCOPES))
+    known = (*SCOPES, *OPERATOR_SCOPES)
+    unknown = sorted(set(scopes) - set(known))
     if unknown or not scopes:
         raise ConfigError(
-            f"scopes: {', '.join(unknown) or 'none given'}; there is {', '.join(SCOPES)}"
+            f"scopes: {', '.join(unknown) or 'none given'}; there is {', '.join(known)}"
         )
     workspace_id = conn.execute(
         select(workspaces.c.id).where(workspaces.c.name == workspace)
@@ -67,7 +80,7 @@ def create_key(
             id=new_id("key"),
             workspace_id=workspace_id,
             sha256=_sha256(key),
-            scopes=",".join(scope for scope in SCOPES if scope in scopes),
+            scopes=",".join(scope for scope in known if scope in scopes),
             label=label,
             created_at=now_us(),
         )

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 __all__ = [
@@ -161,6 +162,13 @@ batches = Table(
     Index("batches_by_creation", "workspace_id", "created_at", "id"),
     Index("batches_by_change", "workspace_id", "updated_at"),
     Index("batches_by_file", "file_id"),
+    # Small however much has ended: what is read of open batches stays cheap.
+    Index(
+        "batches_open",
+        "state",
+        sqlite_where=text("completed_at IS NULL"),
+        postgresql_where=text("completed_at IS NULL"),
+    ),
 )
 
 batch_lanes = Table(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, select, update
 
 from batchrouter import killpoints
+from batchrouter.money import usd_from_units
 from batchrouter.server.batches import states
 from batchrouter.server.batches.ledger import ChunkOutcome, settle_chunk
 from batchrouter.server.lanes.gone import GoneLane
@@ -172,7 +173,7 @@ class ChunkWork:
     def _settle(self, outcome: ChunkOutcome, *, degraded_lane: int | None = None) -> None:
         killpoints.reached("work.before_chunk_settled")
         with self._shop.database.writing() as conn:
-            settle_chunk(conn, self._batch_id, self._number, outcome)
+            is_first = settle_chunk(conn, self._batch_id, self._number, outcome)
             if degraded_lane is not None:
                 conn.execute(
                     update(batch_lanes)
@@ -184,6 +185,14 @@ class ChunkWork:
                 )
             if not _close_after_last(self._shop, conn, self._batch_id):
                 states.record_progress(conn, self._batch_id)
+        if is_first and outcome.provider is not None:
+            self._shop.metrics.count_items(
+                outcome.provider,
+                outcome.model or "",
+                completed=outcome.completed,
+                failed=outcome.failed + outcome.cancelled,
+                cost_usd=usd_from_units(outcome.cost_units),
+            )
         killpoints.reached("work.after_chunk_settled")
         self._shop.pulse.beat()
 

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from batchrouter.server.config import RouterConfig
 from batchrouter.server.lanes.registry import LaneRegistry
+from batchrouter.server.metrics import Metrics
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
 from batchrouter.server.storage.objects import Objects
@@ -66,6 +67,7 @@ class Engine:
         objects: Manifests, chunk results, artifacts.
         config: Lanes, workflows, limits.
         folder: The data folder: lock, and the memory of simulated providers.
+        metrics: Where settled items are counted.
 
     Raises:
         ConfigError: An option of a lane is wrong.
@@ -77,7 +79,12 @@ class Engine:
     """
 
     def __init__(
-        self, database: Database, objects: Objects, config: RouterConfig, folder: DataFolder
+        self,
+        database: Database,
+        objects: Objects,
+        config: RouterConfig,
+        folder: DataFolder,
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._folder = folder
@@ -90,6 +97,7 @@ class Engine:
             enqueue_chunk=self._enqueue_chunk,
             enqueue_finish=self._enqueue_finish,
             pulse=self._pulse,
+            metrics=metrics,
         )
         self._client: DBOSClient | None = None
         self._lock: FolderLock | None = None

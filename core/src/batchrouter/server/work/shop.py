@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from batchrouter.server.config import RouterConfig
 from batchrouter.server.lanes.registry import LaneRegistry
+from batchrouter.server.metrics import Metrics
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.objects import Objects
 
@@ -99,6 +100,7 @@ class Shop:
         enqueue_chunk: Makes sure, in the caller's transaction, that a chunk will be worked on.
         enqueue_finish: The same, that a batch will be finished.
         pulse: See `Pulse`.
+        metrics: Where settled items are counted.
         bench: Where a step computes, and never waits.
     """
 
@@ -109,4 +111,5 @@ class Shop:
     enqueue_chunk: Callable[[Connection, str, int], None]
     enqueue_finish: Callable[[Connection, str], None]
     pulse: Pulse = field(default_factory=Pulse)
+    metrics: Metrics = field(default_factory=Metrics)
     bench: Bench = field(default_factory=Bench)
