@@ -29,6 +29,8 @@ WAYS = ("batchrouter", "orjson", "json.dumps")
 SYSTEM = "You label support tickets for a shop. Answer with one of the intents. " * 4
 INTENTS = ["billing", "bug", "how_to", "refund", "shipping", "account"]
 OUTPUT = {"intent": {"type": "string", "enum": INTENTS}, "urgent": {"type": "boolean"}}
+
+
 def build(source: Path, target: Path) -> None:
     """Build with batchrouter."""
     import fsspec
@@ -86,6 +88,10 @@ def measure(way: str, source: Path) -> dict[str, float]:
     import orjson
 
     import batchrouter.manifest.build  # noqa: F401 - loaded before the clock starts
+    from batchrouter.manifest.process import own_process, prepare_process
+
+    own_process()
+    prepare_process()
 
     ways: dict[str, Callable[[Path, Path], None]] = {
         "batchrouter": build,

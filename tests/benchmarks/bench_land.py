@@ -9,7 +9,6 @@ by an index on disk. The loops decode, check the three fields by hand, and write
 """
 
 import argparse
-import contextlib
 import json
 import random
 import re
@@ -247,10 +246,9 @@ def _import_all() -> None:
     for name in ("fsspec", "pyarrow.compute", "pyarrow.parquet", "batchrouter.landing.land"):
         import_module(name)
     import_module("batchrouter.job")
-    # pyarrow imports pandas at its first conversion of a list, where pandas is installed: about
-    # a second that every method would pay alike.
-    with contextlib.suppress(ImportError):
-        import_module("pandas")
+    process = import_module("batchrouter.manifest.process")
+    process.own_process()
+    process.prepare_process()
 
 
 def main() -> None:

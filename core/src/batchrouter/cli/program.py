@@ -8,6 +8,7 @@ import click
 
 from batchrouter._version import __version__
 from batchrouter.cli.failures import EXIT_CODES_HELP, exit_code_for
+from batchrouter.manifest.process import own_process
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "The whole story on a bundled table: no account, no network."),
@@ -61,6 +62,8 @@ def program(*, traceback: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of its kind of failure."""
+    if arguments is None:
+        own_process()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code: object = program.main(args=argv, prog_name="batchrouter", standalone_mode=False)

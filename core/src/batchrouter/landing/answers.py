@@ -9,6 +9,7 @@ first readable line of an item counts on either path.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from types import TracebackType
 from typing import IO, Self, cast
 
@@ -17,7 +18,7 @@ import fsspec
 from batchrouter.errors import LandingError
 from batchrouter.landing.disorder import find_by_index
 from batchrouter.landing.envelope import Envelope, UnreadableLineError, read_line
-from batchrouter.landing.lines import CHUNK_BYTES, read_lines
+from batchrouter.landing.lines import CHUNK_BYTES, read_blocks, split_lines
 from batchrouter.landing.rejects import Rejects
 from batchrouter.landing.snapshot import Snapshot
 
@@ -46,28 +47,69 @@ class Answers:
         self._rows_done = 0
         self._by_index: Iterator[Envelope | None] | None = None
         self._stack = ExitStack()
-        self._lines: Iterator[tuple[int, bytes]] = iter(())
+        self._blocks: Iterator[tuple[int, bytes]] = iter(())
+        self._block: list[bytes] = []
+        self._block_at_byte = 0
+        self._taken = 0
         if artifact_path is not None:
             file = cast("IO[bytes]", fs.open(artifact_path, "rb", block_size=CHUNK_BYTES))
-            self._lines = read_lines(self._stack.enter_context(file))
+            self._blocks = read_blocks(self._stack.enter_context(file))
+        self._lines = self._one_by_one()
 
-    def next_for(self, item_id: str) -> Envelope | None:
-        """Give the line of the next row that was sent, None when it has none."""
-        if self._by_index is None:
-            found = next(self._lines, None)
-            if found is None:
-                return None
-            at_byte, raw = found
-            try:
-                line = read_line(raw)
-            except UnreadableLineError:
-                pass  # the index reads it again, and quarantines it
-            else:
-                if line.customer_item_id == item_id:
-                    self._rows_done += 1
-                    return line
-            self._by_index = self._index(at_byte)
+    def next_run(self, item_ids: list[str]) -> list[Envelope | None]:
+        """Give the lines of the next rows that were sent: of one at least, of all at most.
+
+        Args:
+            item_ids: The ids of the next rows, at least one; None stands for a row without a line.
+        """
+        if self._by_index is not None:
+            return list(islice(self._by_index, len(item_ids)))
+        if self._taken == len(self._block) and not self._load():
+            return [None] * len(item_ids)
+        lines = self._block[self._taken : self._taken + len(item_ids)]
+        try:
+            found: list[Envelope | None] = [read_line(line) for line in lines]
+        except UnreadableLineError:
+            return [self._next_for(item_ids[0])]
+        if [each and each.customer_item_id for each in found] != item_ids[: len(found)]:
+            return [self._next_for(item_ids[0])]
+        self._taken += len(found)
+        self._rows_done += len(found)
+        return found
+
+    def _next_for(self, item_id: str) -> Envelope | None:
+        """Look at the next line by itself; it may be blank, or not the row's."""
+        found = next(self._lines, None)
+        if found is None:
+            return None
+        at_byte, raw = found
+        try:
+            line = read_line(raw)
+        except UnreadableLineError:
+            pass  # the index reads it again, and quarantines it
+        else:
+            if line.customer_item_id == item_id:
+                self._rows_done += 1
+                return line
+        self._by_index = self._index(at_byte)
         return next(self._by_index)
+
+    def _load(self) -> bool:
+        """Take the next block; False at the end."""
+        found = next(self._blocks, None)
+        if found is None:
+            return False
+        self._block_at_byte, block = found
+        self._block, self._taken = block.split(b"\n"), 0
+        return True
+
+    def _one_by_one(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines that were not taken yet, without blank ones, and mark them taken."""
+        while self._taken < len(self._block) or self._load():
+            line = self._block[self._taken]
+            at_byte = self._block_at_byte + sum(map(len, self._block[: self._taken])) + self._taken
+            self._taken += 1
+            yield from split_lines(line, at_byte)
 
     def finish(self) -> None:
         """Sort out the lines that are left when every row was asked for."""

@@ -24,8 +24,8 @@ from batchrouter.landing.rejects import Rejects
 
 _ROWS_A_CHUNK = 65_536
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": "256MB",
-    "threads": 2,
+    "memory_limit": "128MB",
+    "threads": 1,
     "preserve_insertion_order": False,
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Protocol, cast
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 
 from batchrouter.errors import JobError, LandingError, StorageError
@@ -32,6 +33,7 @@ from batchrouter.landing.sinks import Sink
 from batchrouter.landing.snapshot import Snapshot
 from batchrouter.landing.table import landed_batch, landed_schema
 from batchrouter.landing.tally import Tally
+from batchrouter.manifest.process import prepare_process
 
 __all__ = ["LandingIdentity", "LandingReport", "PartToLand", "check_landing", "land_parts"]
 
@@ -40,6 +42,8 @@ _VECTOR_BATCH_ROWS = 256
 """A vector of 1,536 numbers is 30 kB of JSON, and some 50 kB while it is Python floats."""
 
 _BATCH_BYTES = 16 << 20
+_RUN_ROWS = 256
+"""Lines that are decoded before the first of them is judged."""
 
 
 class JobToLand(Protocol):
@@ -103,6 +107,7 @@ def land_parts(
         After each of them the table is as it was.
     """
     started_s = time.monotonic()
+    prepare_process()
     landing = _Landing(job, fs, parts, sink, identity)
     sink.check(landing.schema, identity)
     tally = Tally()
@@ -138,6 +143,7 @@ def check_landing(
         LandingError: A snapshot is not the promised one.
         StorageError: The run folder cannot be read.
     """
+    prepare_process()
     landing = _Landing(job, fs, parts, sink, identity)
     sink.check(landing.schema, identity)
     return landing.schema
@@ -197,7 +203,7 @@ class _Landing:
                         batch_id=part.batch_id,
                         run_key=self._run_key,
                     )
-                    tally.add_batch(rows, outcomes, batch)
+                    tally.add_batch(rows, batch)
                     yield batch
                     tell(tally.rows)
             tally.end_part(part, rejects)
@@ -218,22 +224,25 @@ class _Landing:
 
     def _outcomes(self, part: PartToLand, rows: pa.RecordBatch, answers: Answers) -> list[Outcome]:
         """Judge rows until their outputs are as large as a batch may be."""
-        next_for, reader = answers.next_for, self._reader
-        columns = (rows.column(name).to_pylist() for name in ("_line", "_item_id", "_skip_reason"))
+        ids = cast("list[str]", rows.column("_item_id").to_pylist())
+        is_sent = rows.column("_line").is_valid().to_numpy(zero_copy_only=False)
+        # Where the next row that was not sent stands, or the end.
+        unsent = [*np.flatnonzero(~is_sent).tolist(), len(ids)]
         outcomes: list[Outcome] = []
         held_bytes = 0
-        for line_number, item_id, reason in zip(*columns, strict=True):
-            if line_number is None:
-                outcomes.append(outcome_of_skipped(reason))
-                continue
-            line = next_for(item_id)
-            if line is None:
-                outcomes.append(outcome_without_line(part))
-                continue
-            outcomes.append(outcome_of(line, reader))
-            held_bytes += len(line.output)
-            if held_bytes >= _BATCH_BYTES:
-                break
+        for end in unsent:
+            while len(outcomes) < end:
+                if held_bytes >= _BATCH_BYTES:
+                    return outcomes
+                start = len(outcomes)
+                for line in answers.next_run(ids[start : min(end, start + _RUN_ROWS)]):
+                    if line is None:
+                        outcomes.append(outcome_without_line(part))
+                    else:
+                        outcomes.append(outcome_of(line, self._reader))
+                        held_bytes += len(line.output)
+            if end < len(ids):
+                outcomes.append(outcome_of_skipped(rows.column("_skip_reason")[end].as_py()))
         return outcomes
 
 

@@ -31,13 +31,19 @@ def read_lines(file: IO[bytes], *, from_byte: int = 0) -> Iterator[tuple[int, by
         >>> list(read_lines(io.BytesIO(b'{"a":1}\n\n{"a":2}')))
         [(0, b'{"a":1}'), (9, b'{"a":2}')]
     """
+    for at_byte, block in read_blocks(file, from_byte=from_byte):
+        yield from split_lines(block, at_byte)
+
+
+def read_blocks(file: IO[bytes], *, from_byte: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the same file in blocks of whole lines, without the last line's newline."""
     file.seek(from_byte)
     at_byte = from_byte
     begun = b""
     while chunk := file.read(CHUNK_BYTES):
         whole, newline, rest = chunk.rpartition(b"\n")
         if newline:
-            yield from _split(begun + whole, at_byte)
+            yield at_byte, begun + whole
             at_byte += len(begun) + len(whole) + 1
             begun = rest
         elif len(begun) < MAX_LINE_BYTES:
@@ -46,10 +52,12 @@ def read_lines(file: IO[bytes], *, from_byte: int = 0) -> Iterator[tuple[int, by
             yield at_byte, begun
             at_byte += len(begun)
             begun = chunk
-    yield from _split(begun, at_byte)
+    if begun:
+        yield at_byte, begun
 
 
-def _split(lines: bytes, at_byte: int) -> Iterator[tuple[int, bytes]]:
+def split_lines(lines: bytes, at_byte: int) -> Iterator[tuple[int, bytes]]:
+    """Cut a block; blank lines are left out."""
     for line in lines.split(b"\n"):
         if line and not line.isspace():
             if at_byte == 0 and line.startswith(_BOM):

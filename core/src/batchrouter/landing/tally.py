@@ -1,22 +1,22 @@
 """The counts of a landing, and the proof that no row was lost before it is committed."""
 
 from collections import Counter
-from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchrouter.errors import LandingError
-from batchrouter.landing.outcomes import Outcome
 from batchrouter.landing.rejects import Kind, Rejects
 from batchrouter.landing.report import STATUSES, LandingReport, PartToLand
 from batchrouter.landing.sinks import Commit
 
 _CODES_TOLD = 20
-_WITHOUT_PROBLEM = frozenset({"succeeded", "skipped"})
+_EXACT = pa.decimal128(38)
+"""Sums of int64 may pass int64, and Arrow would wrap them without a word."""
 
 
 class Tally:
@@ -34,10 +34,8 @@ class Tally:
         self._part_rows = 0
         self._last_row = -1
 
-    def add_batch(
-        self, rows: pa.RecordBatch, outcomes: Sequence[Outcome], batch: pa.RecordBatch
-    ) -> None:
-        """Count one batch, and see that the source order goes on.
+    def add_batch(self, rows: pa.RecordBatch, batch: pa.RecordBatch) -> None:
+        """Count one batch of landed rows, and see that the source order goes on.
 
         Raises:
             LandingError: `_row` does not rise: the snapshots overlap or are out of order.
@@ -45,12 +43,14 @@ class Tally:
         self._check_order(rows)
         self.rows += len(batch)
         self._part_rows += len(batch)
-        self._statuses.update(each.status for each in outcomes)
-        self._codes.update(
-            each.code or "unknown_error" for each in outcomes if each.status not in _WITHOUT_PROBLEM
-        )
-        self._input_tokens += sum(each.input_tokens or 0 for each in outcomes)
-        self._output_tokens += sum(each.output_tokens or 0 for each in outcomes)
+        statuses = batch.column("_status")
+        self._statuses.update(_counted(statuses))
+        without_problem = pa.array(["succeeded", "skipped"])
+        has_problem = pc.invert(pc.is_in(statuses, value_set=without_problem))
+        codes = batch.column("_error_code").filter(has_problem).fill_null("unknown_error")
+        self._codes.update(_counted(codes))
+        self._input_tokens += _summed(batch.column("_input_tokens"))
+        self._output_tokens += _summed(batch.column("_output_tokens"))
         self._cost_usd += pc.sum(batch.column("_cost_usd")).as_py() or 0
 
     def _check_order(self, rows: pa.RecordBatch) -> None:
@@ -108,3 +108,12 @@ class Tally:
             error_codes=dict(self._codes.most_common(_CODES_TOLD)),
             reject_files=tuple(self._reject_files),
         )
+
+
+def _counted(texts: "pa.Array[Any]") -> dict[str, int]:
+    counted: Any = pc.value_counts(texts)
+    return {each["values"]: each["counts"] for each in counted.to_pylist()}
+
+
+def _summed(numbers: "pa.Array[Any]") -> int:
+    return int(pc.sum(numbers.cast(_EXACT)).as_py() or 0)

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from batchrouter.errors import ManifestError
 from batchrouter.job import Job
-from batchrouter.manifest.allocation import keep_freed_memory
 from batchrouter.manifest.built import BuiltManifest
 from batchrouter.manifest.check import check_columns
 from batchrouter.manifest.kernel import Slice
@@ -24,6 +23,7 @@ from batchrouter.manifest.parts import (
     PartLimits,
     storing,
 )
+from batchrouter.manifest.process import prepare_process
 from batchrouter.manifest.rows import PreparedRows, RowPreparer
 from batchrouter.manifest.rowwriter import BadBodyError, RowWriter, line_writer
 from batchrouter.manifest.snapshot import SnapshotRows, snapshot_schema
@@ -64,7 +64,7 @@ def build_manifest(
         In each case the files of this build are removed.
     """
     started = time.monotonic()
-    keep_freed_memory()
+    prepare_process()
     source = open_source(job)
     check_columns(job, source.schema)
     schema = snapshot_schema(job, source.schema)
