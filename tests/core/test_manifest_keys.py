@@ -5,7 +5,9 @@ import datetime as dt
 import decimal
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -61,8 +63,19 @@ def test_types_that_make_no_key_are_refused(kind: pa.DataType) -> None:
     assert "cannot be a key" in (key_problem(kind) or "")
 
 
+@pytest.fixture(params=[None, 1, 7], ids=["in memory", "on disk", "on disk in bulk"], autouse=True)
+def held_keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go through every case with the hashes in memory, and with all of them on disk."""
+    if request.param:
+        monkeypatch.setattr("batchrouter.manifest.keys._HELD_KEYS", request.param)
+
+
 def _refuse(keys: list[str], digest: Digest) -> None:
-    seen = SeenKeys()
+    with SeenKeys() as seen:
+        _fill_and_refuse(seen, keys, digest)
+
+
+def _fill_and_refuse(seen: SeenKeys, keys: list[str], digest: Digest) -> None:
     batches = [
         pa.record_batch({
             "_row": pa.array(range(at, min(at + 3, len(keys)))),
@@ -110,3 +123,23 @@ def test_only_the_first_keys_and_rows_are_named() -> None:
         )
 
     assert len(str(caught.value)) < 500
+
+
+def test_hashes_on_disk_are_removed_and_all_repeated_ones_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("batchrouter.manifest.keys._HELD_KEYS", 1000)
+    chance = np.random.default_rng(7)
+    hashes = chance.integers(0, 2**64, 20_000, np.uint64)
+    hashes[-50:] = hashes[:50]
+    digests = np.stack((hashes, np.zeros_like(hashes)), axis=1)
+
+    with SeenKeys() as seen:
+        for start in range(0, len(hashes), 300):
+            seen.add(digests[start : start + 300].tobytes())
+        assert list(tmp_path.iterdir())
+        found = np.concatenate(list(seen.repeated()))
+
+    assert sorted(found.tolist()) == sorted(hashes[:50].tolist())
+    assert list(tmp_path.iterdir()) == []

@@ -21,13 +21,13 @@ from batchrouter.manifest.parts import (
     MAX_LINE_BYTES,
     PartFiles,
     PartLimits,
-    storing,
 )
 from batchrouter.manifest.process import prepare_process
 from batchrouter.manifest.rows import PreparedRows, RowPreparer
 from batchrouter.manifest.rowwriter import BadBodyError, RowWriter, line_writer
 from batchrouter.manifest.snapshot import SnapshotRows, snapshot_schema
 from batchrouter.manifest.sources import Source, open_source
+from batchrouter.manifest.storing import storing
 
 
 def build_manifest(
@@ -108,21 +108,21 @@ class _Build:
         self._source = source
         self._files = files
         self._schema = schema
-        self._seen = SeenKeys()
 
     def run(self, on_progress: Callable[[int], None] | None, limit: int | None) -> int | None:
         """Write everything; returns the largest output cap."""
-        done = 0
-        for batch in self._batches(limit):
-            rows = self._rows.prepare(batch, done)
-            self._seen.add(rows.digests)
-            self._write(rows, len(batch))
-            done += len(batch)
-            if on_progress:
-                on_progress(done)
-        self._files.close()
-        key = self._job.key_columns
-        refuse_duplicates(self._seen, key, lambda: self._files.rows_again(["_row", *key]))
+        with SeenKeys() as seen:
+            done = 0
+            for batch in self._batches(limit):
+                rows = self._rows.prepare(batch, done)
+                seen.add(rows.digests)
+                self._write(rows, len(batch))
+                done += len(batch)
+                if on_progress:
+                    on_progress(done)
+            self._files.close()
+            key = self._job.key_columns
+            refuse_duplicates(seen, key, lambda: self._files.rows_again(["_row", *key]))
         if self._cap is None and isinstance(self._writer, RowWriter):
             return self._writer.max_output_tokens
         return self._cap

@@ -2,12 +2,15 @@
 
 An item's id is a 128-bit hash of its typed key, in 26 base32 characters: the same key gives the
 same id in every run, and no personal data goes to a provider. Eight bytes of the hash are kept per
-row; after the last row they are sorted, and equal ones are looked up in the row snapshots, so that
-a collision is told from a duplicate exactly.
+row, beyond four million rows on disk; after the last row they are sorted, and equal ones are looked
+up in the row snapshots, so that a collision is told from a duplicate exactly.
 """
 
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,7 @@ import xxhash
 from batchrouter.errors import DuplicateKeyError, ManifestError
 from batchrouter.manifest.arrow import Array, DataType, Scalar, pc, py_buffer
 from batchrouter.manifest.rendering import plain, plain_type, rendered
+from batchrouter.manifest.storing import storing
 
 HASH_VERSION = 1
 """Of item ids and request hashes alike; golden files pin the values."""
@@ -32,6 +36,10 @@ _WORD_BITS = 64
 _CODE_LENGTH = 26
 _NAMED = 5
 _CANDIDATES_A_PASS = 1000
+_HELD_KEYS = 4_000_000
+_PART_BITS = 6
+_PARTS = 2**_PART_BITS
+"""Of 100 million keys a part has 1.6 million: 12.5 MB to sort."""
 
 # A letter for each family of types, so that 5 and "5" differ while int32 and int64 do not.
 _FAMILIES: tuple[tuple[Callable[[DataType], bool], str], ...] = (
@@ -140,22 +148,70 @@ def _ten_bits(
 
 
 class SeenKeys:
-    """Eight bytes of each row's digest; tells at the end which of them stand twice."""
+    """Eight bytes of each row's digest; tells at the end which of them stand twice.
+
+    Memory is flat: beyond `_HELD_KEYS` they go to files in a temporary folder (TMPDIR), 8 bytes a
+    key, parted by their first bits so that equal ones meet. A context manager that removes them.
+    """
 
     def __init__(self) -> None:
         self._hashes = array("Q")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def add(self, digests: bytes) -> None:
-        """Remember a batch of digests."""
-        self._hashes.frombytes(_short(digests).tobytes())
+        """Remember a batch of digests.
 
-    def repeated(self) -> npt.NDArray[np.uint64]:
-        """Sort what was seen, in place, and give the hashes that stand more than once."""
-        if not self._hashes:
-            return np.empty(0, np.uint64)
-        seen = np.frombuffer(self._hashes, np.uint64)
-        seen.sort()
-        return np.unique(seen[1:][seen[1:] == seen[:-1]])
+        Raises:
+            StorageError: The temporary folder takes no more.
+        """
+        self._hashes.frombytes(_short(digests).tobytes())
+        if len(self._hashes) >= _HELD_KEYS:
+            self._spill()
+
+    def repeated(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Yield the hashes that stand more than once, some at a time.
+
+        Raises:
+            StorageError: The temporary folder cannot be read or written.
+        """
+        if self._folder is None:
+            yield _repeated(np.frombuffer(self._hashes, np.uint64))
+            return
+        self._spill()
+        for part in range(_PARTS):
+            path = self._path(part)
+            if path.exists():
+                with storing(str(path)):
+                    hashes = np.fromfile(path, np.uint64)
+                yield _repeated(hashes)
+
+    def _spill(self) -> None:
+        hashes = np.sort(np.frombuffer(self._hashes, np.uint64))
+        self._hashes = array("Q")
+        with storing(tempfile.gettempdir()):
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="batchrouter-keys-")
+            firsts = np.arange(_PARTS, dtype=np.uint64) << np.uint64(_WORD_BITS - _PART_BITS)
+            cuts = np.searchsorted(hashes, firsts)
+            for part, some in enumerate(np.split(hashes, cuts[1:])):
+                if len(some):
+                    with self._path(part).open("ab") as file:
+                        file.write(some.data)
+
+    def _path(self, part: int) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"{part:02d}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    hashes = np.sort(hashes)
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
 def _short(digests: bytes) -> npt.NDArray[np.uint64]:
@@ -180,15 +236,15 @@ def refuse_duplicates(
         DuplicateKeyError: Names the first keys and their rows.
         ManifestError: Two different keys have one 128-bit hash.
     """
-    candidates = seen.repeated()
-    for start in range(0, len(candidates), _CANDIDATES_A_PASS):
-        some = candidates[start : start + _CANDIDATES_A_PASS]
+    for some in _at_most(_CANDIDATES_A_PASS, seen.repeated()):
         rows_by_key: dict[bytes, list[int]] = {}
         shown: dict[bytes, str] = {}
         key_by_digest: dict[bytes, bytes] = {}
         for batch in snapshots():
             for at, key, full in _hits(batch, names, some, digest):
-                rows_by_key.setdefault(key, []).append(batch.column("_row")[at].as_py())
+                rows = rows_by_key.setdefault(key, [])
+                if len(rows) < _NAMED:
+                    rows.append(batch.column("_row")[at].as_py())
                 shown.setdefault(key, _shown(batch, names, at))
                 if key_by_digest.setdefault(full, key) != key:
                     raise ManifestError(
@@ -196,6 +252,20 @@ def refuse_duplicates(
                         " add a column to `key`"
                     )
         _refuse({shown[key]: rows for key, rows in rows_by_key.items() if len(rows) > 1})
+
+
+def _at_most(
+    count: int, hashes: Iterable[npt.NDArray[np.uint64]]
+) -> Iterator[npt.NDArray[np.uint64]]:
+    """Regroup arrays into arrays of so many, the last one shorter."""
+    waiting = np.empty(0, np.uint64)
+    for some in hashes:
+        waiting = np.concatenate((waiting, some))
+        while len(waiting) >= count:
+            yield waiting[:count]
+            waiting = waiting[count:]
+    if len(waiting):
+        yield waiting
 
 
 def _hits(
@@ -223,7 +293,7 @@ def _refuse(duplicates: dict[str, list[int]]) -> None:
     if not duplicates:
         return
     told = [
-        f"{key} in rows {', '.join(str(row) for row in rows[:_NAMED])}"
+        f"{key} in rows {', '.join(map(str, rows))}"
         for key, rows in list(duplicates.items())[:_NAMED]
     ]
     raise DuplicateKeyError(

@@ -6,7 +6,7 @@ a build that fails removes what it wrote.
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchrouter import killpoints
-from batchrouter.errors import StorageError
 from batchrouter.manifest.arrow import pq
 from batchrouter.manifest.built import BuiltPart, tokens_estimate
+from batchrouter.manifest.storing import storing
 
 MAX_ITEMS = 10_000_000
 MAX_BYTES = 5 * 2**30
@@ -36,16 +36,6 @@ class PartLimits:
 
     max_items: int = MAX_ITEMS
     max_bytes: int = MAX_BYTES
-
-
-@contextlib.contextmanager
-def storing(path: str) -> Generator[None, None, None]:
-    """Turn what goes wrong while writing into a StorageError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        told = error.strerror or str(error)
-        raise StorageError(f"{path} cannot be written: {told}; nothing of it was kept") from error
 
 
 class PartFiles:
