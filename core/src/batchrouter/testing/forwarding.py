@@ -234,9 +234,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         left = rule.after_bytes if rule is not None and fault == "truncate" else None
+        pause_s = rule.seconds_s if rule is not None and fault == "trickle" else None
         while not bodiless and (piece := response.read1(_PIECE_BYTES)):
             sent = piece if left is None else piece[:left]
-            self.wfile.write(_chunk(sent) if chunked and sent else sent)
+            for part in (sent,) if pause_s is None else _bytes(sent):
+                time.sleep(pause_s or 0)
+                self.wfile.write(_chunk(part) if chunked and part else part)
             if left is not None:
                 left -= len(sent)
                 if left <= 0:
@@ -262,6 +265,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _break(self, *, reset: bool) -> None:
         self.close_connection = True
         _hang_up(self.connection, reset=reset)
+
+
+def _bytes(piece: bytes) -> Iterator[bytes]:
+    return (piece[at : at + 1] for at in range(len(piece)))
 
 
 def _chunk(piece: bytes) -> bytes:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from batchrouter.testing.forwarding import Listener, Upstream
 
-Fault = Literal["drop_reply", "delay", "truncate", "reset", "duplicate", "answer"]
+Fault = Literal["drop_reply", "delay", "truncate", "reset", "duplicate", "trickle", "answer"]
 
 
 @dataclass(slots=True)
@@ -135,6 +135,12 @@ class FaultProxy:
     def duplicate(self, method: str, path: str, *, nth: int = 1, times: int = 1) -> Rule:
         """Send the request to the router twice, one after the other; the second reply is given."""
         return self._add(Rule("duplicate", method, path, nth, times))
+
+    def trickle(
+        self, method: str, path: str, *, seconds_s: float, nth: int = 1, times: int = 1
+    ) -> Rule:
+        """Send the reply's body byte by byte, with so many seconds before each."""
+        return self._add(Rule("trickle", method, path, nth, times, seconds_s=seconds_s))
 
     def answer(
         self,
