@@ -12,7 +12,7 @@ CONSTRAINTS := tests/constraints/core.txt
 PYTEST      := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench drills constraints setup clean
+.PHONY: help demo test check audit format bench drills constraints setup clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ check: $(READY) ## lint, format, types (pyright strict) and the layers between t
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --severity-level medium core/src
+
+audit: $(READY) ## what bandit and pip-audit say; the second asks an advisory database over the network
+	$(BIN)/bandit --quiet --recursive --severity-level medium core/src
+	$(BIN)/pip-audit --requirement $(CONSTRAINTS) --no-deps --disable-pip
 
 format: $(READY) ## put the code into the house's format and mend what lint can mend
 	$(BIN)/ruff check --fix --quiet . || true

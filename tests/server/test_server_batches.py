@@ -438,7 +438,7 @@ def test_an_expired_url_says_so_and_a_fresh_one_works(surface):
 
 
 def test_the_urls_base_is_the_configured_one_and_never_the_host_header(open_surface):
-    surface = open_surface(public_url="https://files.example.com/router")
+    surface = open_surface(public_url="https://files.example.com/router", is_loopback=False)
     batch_id = succeeded(surface)
 
     told = surface.client.get(

@@ -97,7 +97,54 @@ def test_a_body_that_is_no_json_is_a_400(surface: Any, path: str, body: bytes) -
     assert reply.headers["X-Request-Id"]
 
 
-def test_a_trailing_slash_leads_nowhere_else(surface: Any) -> None:
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example",
+        "0.0.0.0",
+        "[::2]",
+        "[",
+        "",
+    ],
+)
+@pytest.mark.parametrize("path", ["/healthz", "/v1/batches", "/docs", "/artifacts/b.jsonl"])
+def test_a_page_that_points_its_name_here_gets_nothing(surface: Any, host: str, path: str) -> None:
+    reply = surface.client.get(path, headers={"Host": host})
+
+    # The HTTP parser itself refuses an empty Host.
+    assert reply.status_code == 421 or (host == "" and reply.status_code == 400)
+    assert "location" not in reply.headers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1:1", "null"])
+def test_a_page_of_another_origin_may_not_even_post(surface: Any, origin: str) -> None:
+    reply = surface.client.post("/v1/batches", json={}, headers={"Origin": origin})
+
+    assert reply.status_code == 403
+    assert reply.json()["error"]["code"] == "origin_not_allowed"
+
+
+def test_its_own_names_and_pages_and_those_of_the_configuration_are_served(
+    open_surface: Any,
+) -> None:
+    surface = open_surface(public_url="https://files.example/x", allowed_hosts=["router.lan"])
+
+    for host in ("localhost", "LOCALHOST:80", "[::1]:9", "files.example", "router.lan:8443"):
+        own = {"Host": host, "Origin": f"http://{host}"}
+        assert surface.client.get("/v1/batches", headers=own).status_code == 200
+
+
+def test_beyond_loopback_the_proxy_in_front_decides_on_names(open_surface: Any) -> None:
+    surface = open_surface(is_loopback=False)
+
+    asked = {"Host": "router.example", "Origin": "https://app.example"}
+    assert surface.client.get("/v1/batches", headers=asked).status_code == 200
+
+
+def test_a_trailing_slash_leads_nowhere_else(open_surface: Any) -> None:
+    surface = open_surface(is_loopback=False)
     reply = surface.client.get("/v1/batches/", headers={"Host": "evil.example"})
 
     assert reply.status_code == 404

@@ -140,7 +140,7 @@ def _insert_lines(index: Any, found: list[tuple[str, int, int]]) -> None:
 
 def _insert(index: Any, table: str, columns: Mapping[str, "pa.Array[Any]"]) -> None:
     index.register("chunk", pa.table(dict(columns)))
-    index.execute(f"INSERT INTO {table} SELECT * FROM chunk")  # noqa: S608 - our two names
+    index.execute(f"INSERT INTO {table} SELECT * FROM chunk")  # noqa: S608 # nosec B608 - our two names
     index.unregister("chunk")
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -19,6 +20,7 @@ from batchrouter.server.config import RouterConfig
 from batchrouter.server.http.described import describe
 from batchrouter.server.http.downloads import downloads
 from batchrouter.server.http.failures import add_error_handlers
+from batchrouter.server.http.hosts import KnownHosts
 from batchrouter.server.http.logs import RequestLog
 from batchrouter.server.http.monitoring import monitoring
 from batchrouter.server.http.rate_limit import RateLimit
@@ -77,6 +79,9 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.rate_limit = RateLimit(settings.config.limits.requests_per_minute)
     app.state.is_ready = False
     app.state.start_refused = None
+    if settings.is_loopback:
+        own = urlsplit(services.public_url).hostname or ""
+        app.add_middleware(KnownHosts, names=(own, *settings.config.allowed_hosts))
     app.add_middleware(RequestLog, metrics=services.metrics)
     add_error_handlers(app)
     describe(app)

@@ -268,6 +268,8 @@ class RouterConfig(_Part):
         credits: What a fresh workspace may spend.
         public_url: The base of signed URLs, when callers do not reach the router under the
             address that it listens on.
+        allowed_hosts: Further names that a router on loopback goes by, such as that of a TLS
+            proxy on the same machine.
     """
 
     lanes: Annotated[tuple[LaneConfig, ...], Field(min_length=1)]
@@ -276,6 +278,7 @@ class RouterConfig(_Part):
     limits: Limits = Limits()
     credits: Credits = Credits()
     public_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$")] | None = None
+    allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")], ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
