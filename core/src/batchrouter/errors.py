@@ -30,7 +30,8 @@
     │   └── SinkError                       the table refuses the write; nothing was committed
     ├── JournalError                        the run folder is damaged, or of a newer version
     │   └── StorageError                    the run folder cannot be read or written    [retryable]
-    └── WebhookError                        a delivery that must not be trusted
+    ├── WebhookError                        a delivery that must not be trusted
+    └── WorkerDiedError                     a process that shared the work died          [retryable]
 
 Orchestrators read only `retryable`: running the same thing again can succeed without a
 change of input. `code` is stable; `APIError` carries the server's own.
@@ -70,6 +71,7 @@ __all__ = [
     "UnsettledIntentError",
     "WaitTimeoutError",
     "WebhookError",
+    "WorkerDiedError",
     "api_error",
 ]
 
@@ -319,6 +321,13 @@ class StorageError(JournalError):
     """The run folder cannot be read or written now: no room, no permission, no connection."""
 
     code = "storage_error"
+    retryable = True
+
+
+class WorkerDiedError(BatchrouterError):
+    """A process that a build or a landing was shared with died; nothing of the attempt is kept."""
+
+    code = "worker_died"
     retryable = True
 
 

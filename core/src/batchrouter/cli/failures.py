@@ -47,6 +47,7 @@ _TABLE: Final[tuple[tuple[int, str, tuple[type[BatchrouterError], ...]], ...]] =
     (9, "the table could not be written", (errors.LandingError,)),
     (10, "the run folder cannot be used", (errors.JournalError,)),
     (11, "still running; the same command goes on", (errors.WaitTimeoutError,)),
+    (12, "a process that shared the work died; try again", (errors.WorkerDiedError,)),
 )
 
 EXIT_CODES: Final[dict[int, str]] = {

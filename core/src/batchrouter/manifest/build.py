@@ -14,20 +14,13 @@ from batchrouter.manifest.built import BuiltManifest
 from batchrouter.manifest.check import check_columns
 from batchrouter.manifest.kernel import Slice
 from batchrouter.manifest.keys import SeenKeys, refuse_duplicates
-from batchrouter.manifest.lines import line_shape, slots
-from batchrouter.manifest.parts import (
-    MAX_BYTES,
-    MAX_ITEMS,
-    MAX_LINE_BYTES,
-    PartFiles,
-    PartLimits,
-)
+from batchrouter.manifest.parts import MAX_BYTES, MAX_ITEMS, PartFiles, PartLimits
 from batchrouter.manifest.process import prepare_process
-from batchrouter.manifest.rows import PreparedRows, RowPreparer
-from batchrouter.manifest.rowwriter import BadBodyError, RowWriter, line_writer
-from batchrouter.manifest.snapshot import SnapshotRows, snapshot_schema
+from batchrouter.manifest.shares import SharedRendering
+from batchrouter.manifest.snapshot import snapshot_schema
 from batchrouter.manifest.sources import Source, open_source
 from batchrouter.manifest.storing import storing
+from batchrouter.manifest.writing import BatchLines, BatchWriter
 
 
 def build_manifest(
@@ -61,6 +54,7 @@ def build_manifest(
         NullKeyError: A key column holds NULL.
         DuplicateKeyError: Two rows share a key.
         StorageError: The files cannot be written.
+        WorkerDiedError: One of the processes that a large Parquet table is shared among died.
         In each case the files of this build are removed.
     """
     started = time.monotonic()
@@ -100,10 +94,6 @@ class _Build:
     """One pass over the source."""
 
     def __init__(self, job: Job, source: Source, files: PartFiles, schema: pa.Schema) -> None:
-        shape = line_shape(job)
-        self._rows = RowPreparer(job, slots(shape))
-        self._writer = line_writer(shape)
-        self._cap = job.request.max_output_tokens
         self._job = job
         self._source = source
         self._files = files
@@ -111,73 +101,58 @@ class _Build:
 
     def run(self, on_progress: Callable[[int], None] | None, limit: int | None) -> int | None:
         """Write everything; returns the largest output cap."""
+        shared = (
+            SharedRendering.of(self._job, self._source, self._schema) if limit is None else None
+        )
+        writer = BatchWriter(self._job, self._schema)
         with SeenKeys() as seen:
             done = 0
-            for batch in self._batches(limit):
-                rows = self._rows.prepare(batch, done)
-                seen.add(rows.digests)
-                self._write(rows, len(batch))
-                done += len(batch)
+            for batch in shared.batches() if shared else self._batches(writer, limit):
+                seen.add(batch.digests)
+                self._write(batch)
+                done += batch.row_count
                 if on_progress:
                     on_progress(done)
             self._files.close()
             key = self._job.key_columns
             refuse_duplicates(seen, key, lambda: self._files.rows_again(["_row", *key]))
-        if self._cap is None and isinstance(self._writer, RowWriter):
-            return self._writer.max_output_tokens
-        return self._cap
+        cap = self._job.request.max_output_tokens
+        return (shared or writer).max_output_tokens if cap is None else cap
 
-    def _batches(self, limit: int | None) -> Iterator[pa.RecordBatch]:
-        left = limit
-        for batch in self._source.batches(self._rows.columns) if left != 0 else ():
+    def _batches(self, writer: BatchWriter, limit: int | None) -> Iterator[BatchLines]:
+        row, left = 0, limit
+        for batch in self._source.batches(writer.columns) if left != 0 else ():
             piece = batch if left is None else batch.slice(0, left)
-            yield piece
+            yield writer.lines_of(piece, row)
+            row += len(piece)
             if left is not None:
                 left -= len(piece)
                 if not left:
                     return
 
-    def _write(self, rows: PreparedRows, count: int) -> None:
+    def _write(self, batch: BatchLines) -> None:
         """Write a batch's lines, and its snapshot rows beside them, split where a part ends."""
-        snapshot = SnapshotRows(self._schema, rows, count)
-        try:
-            for piece in self._writer.write(rows.slots):
-                sent = rows.sent[piece.start : piece.start + len(piece.ends)]
-                self._refuse_long_lines(piece, sent, rows.first_row)
-                snapshot.add_hashes(piece, sent)
-                self._write_slice(piece, sent, snapshot, rows.first_row)
-        except BadBodyError as error:
-            raise error.in_source(rows) from None
-        self._files.open_part.write_rows(snapshot.until(count))
+        for piece, sent in batch.slices:
+            self._write_slice(piece, sent, batch)
+        self._files.open_part.write_rows(batch.snapshot.until(batch.row_count))
 
-    def _write_slice(
-        self, piece: Slice, sent: npt.NDArray[np.int64], snapshot: SnapshotRows, first_row: int
-    ) -> None:
+    def _write_slice(self, piece: Slice, sent: npt.NDArray[np.int64], batch: BatchLines) -> None:
         at, start_byte = 0, 0
         while at < len(piece.ends):
             part = self._files.open_part
             count = self._files.fitting(piece.ends[at:], start_byte)
             if count:
                 end_byte = int(piece.ends[at + count - 1])
-                snapshot.number(sent[at : at + count], part.item_count)
+                batch.snapshot.number(sent[at : at + count], part.item_count)
                 part.write_lines(piece.lines[start_byte:end_byte], count)
                 at, start_byte = at + count, end_byte
             elif part.item_count:
-                part.write_rows(snapshot.until(int(sent[at])))
+                part.write_rows(batch.snapshot.until(int(sent[at])))
                 self._files.next()
             else:
                 size = int(piece.ends[at]) - start_byte
-                row = first_row + int(sent[at])
+                row = batch.first_row + int(sent[at])
                 raise ManifestError(
                     f"row {row} (from 0) makes a line of {size} bytes, which no part can hold:"
                     f" raise parts.max_bytes"
                 )
-
-    def _refuse_long_lines(self, piece: Slice, sent: npt.NDArray[np.int64], first_row: int) -> None:
-        sizes = np.diff(piece.ends, prepend=0) - 1
-        if len(sizes) and sizes.max() > MAX_LINE_BYTES:
-            at = int(np.argmax(sizes > MAX_LINE_BYTES))
-            raise ManifestError(
-                f"row {first_row + int(sent[at])} (from 0) makes a line of {sizes[at]} bytes;"
-                f" the router takes {MAX_LINE_BYTES}: shorten its text in the source"
-            )

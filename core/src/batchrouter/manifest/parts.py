@@ -22,8 +22,7 @@ from batchrouter.manifest.storing import storing
 
 MAX_ITEMS = 10_000_000
 MAX_BYTES = 5 * 2**30
-MAX_LINE_BYTES = 2**20
-"""The router's limits of a manifest and of a line (contract section 2)."""
+"""The router's limits of a manifest (contract section 2)."""
 
 _ROW_GROUP_BYTES = 12 << 20
 _ROW_GROUP_ROWS = 128 * 1024

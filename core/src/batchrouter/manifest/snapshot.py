@@ -83,6 +83,24 @@ class SnapshotRows:
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
 
+class StagedRows(SnapshotRows):
+    """Snapshot rows that were made elsewhere, and lack only the numbers of their lines."""
+
+    def __init__(self, schema: pa.Schema, rows: pa.RecordBatch) -> None:
+        self._schema = schema
+        self._batch = rows
+        self._lines = np.full(len(rows), _SKIPPED, np.int64)
+        self._next = 0
+
+    def until(self, end: int) -> pa.RecordBatch:
+        """Give the rows from the last call's end up to `end`."""
+        start, self._next = self._next, end
+        lines = self._lines[start:end]
+        columns = self._batch.slice(start, end - start).columns
+        columns[1] = pa.array(lines, mask=lines == _SKIPPED)
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
 def _masked(texts: Array, nulls: npt.NDArray[np.bool_]) -> Array:
     return (
         pc.if_else(pa.array(nulls), pa.scalar(None, pa.string()), texts) if nulls.any() else texts

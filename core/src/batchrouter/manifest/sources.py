@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import fsspec
@@ -53,7 +54,7 @@ def open_source(job: Job) -> Source:
         SourceError: There is no such table, or it cannot be read.
     """
     source = job.resolved_source
-    return _FileSource(source) if isinstance(source, str) else _MemorySource(source)
+    return FileSource(source) if isinstance(source, str) else _MemorySource(source)
 
 
 class _Reader(Protocol):
@@ -74,12 +75,21 @@ class _ParquetReader:
         where = self._path if isinstance(self._fs, LocalFileSystem) else self._fs.open(self._path)
         return pq.ParquetFile(where, pre_buffer=False, buffer_size=_BUFFER_BYTES)
 
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def group_rows(self) -> list[int]:
+        """Give the rows of each row group."""
+        with self._file() as file:
+            meta = file.metadata
+            return [meta.row_group(at).num_rows for at in range(meta.num_row_groups)]
+
+    def batches(self, columns: Sequence[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
         with self._file() as file:
             meta = file.metadata
             size = sum(meta.row_group(at).total_byte_size for at in range(meta.num_row_groups))
             rows = max(1, min(BATCH_ROWS, BATCH_BYTES * max(1, meta.num_rows) // max(1, size)))
-            yield from file.iter_batches(rows, columns=list(columns), use_threads=False)
+            groups = None if group is None else [group]
+            yield from file.iter_batches(
+                rows, columns=list(columns), use_threads=False, row_groups=groups
+            )
 
 
 class _CsvReader:
@@ -144,7 +154,19 @@ _READERS: dict[str, Any] = {
 }
 
 
-class _FileSource:
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a table that can be read by itself: one row group of one file."""
+
+    file: int
+    group: int
+    first_row: int
+    row_count: int
+
+
+class FileSource:
+    """Files of one format that make one table."""
+
     def __init__(self, url: str) -> None:
         self._fs, self._files = list_files(url)
         self._partitions = _partition_fields(self._files)
@@ -153,22 +175,58 @@ class _FileSource:
         # A folder's name wins over a column in the file, as in Spark and DuckDB.
         self.schema = pa.schema([*own, *self._partitions.values()])
 
+    @property
+    def paths(self) -> list[str]:
+        """The files, in order."""
+        return [file.path for file in self._files]
+
+    def shares(self) -> list[Share]:
+        """Cut the table at its row groups; empty where its format has none."""
+        shares: list[Share] = []
+        row = 0
+        for index, file in enumerate(self._files):
+            with reading(file.path):
+                reader = self._first if index == 0 else self._reader(file)
+                if not isinstance(reader, _ParquetReader):
+                    return []
+                for group, count in enumerate(reader.group_rows()):
+                    if count:
+                        shares.append(Share(index, group, row, count))
+                    row += count
+        return shares
+
+    def batches_of(self, columns: Sequence[str], share: Share) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one share, as `batches` would."""
+        return self._file_batches(columns, share.file, share.group)
+
     def _reader(self, file: SourceFile) -> _Reader:
         with reading(file.path):
             opened: _Reader = _READERS[file.format](self._fs, file.path)
         return opened
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        for index, file in enumerate(self._files):
-            reader = self._first if index == 0 else self._reader(file)
-            own = [name for name in columns if name not in self._partitions]
-            self._check(file, reader.schema, own)
-            # Without a column of its own a file still has rows: any column tells how many.
-            asked = own or reader.schema.names[:1]
-            with reading(file.path):
-                for batch in reader.batches(asked):
-                    for piece in sliced(batch):
-                        yield self._completed(piece, file, columns)
+        """Yield the rows of all files; see `Source.batches`."""
+        for index in range(len(self._files)):
+            yield from self._file_batches(columns, index, None)
+
+    def _file_batches(
+        self, columns: Sequence[str], index: int, group: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        file = self._files[index]
+        reader = self._first if index == 0 else self._reader(file)
+        own = [name for name in columns if name not in self._partitions]
+        self._check(file, reader.schema, own)
+        # Without a column of its own a file still has rows: any column tells how many.
+        asked = own or reader.schema.names[:1]
+        with reading(file.path):
+            batches = (
+                reader.batches(asked, group)
+                if isinstance(reader, _ParquetReader)
+                else reader.batches(asked)
+            )
+            for batch in batches:
+                for piece in sliced(batch):
+                    yield self._completed(piece, file, columns)
 
     def _check(self, file: SourceFile, schema: pa.Schema, columns: Sequence[str]) -> None:
         for name in columns:
