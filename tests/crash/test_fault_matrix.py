@@ -42,11 +42,17 @@ def go_away_at(proxy: FaultProxy, method: str, path: str) -> None:
     threading.Thread(target=wait_and_go, daemon=True).start()
 
 
+def trickle(proxy: FaultProxy, method: str, path: str) -> None:
+    """Send it byte by byte: an answer that is given up, an artifact that still comes whole."""
+    seconds_s = 0.001 if path.startswith("/artifacts") else 0.05
+    proxy.trickle(method, path, seconds_s=seconds_s)
+
+
 FAULTS: dict[str, Break] = {
     "reply dropped": lambda proxy, *at: proxy.drop_reply(*at, times=2),
     "reply delayed": lambda proxy, *at: proxy.delay(*at, seconds_s=0.5, times=2),
     "reply stalled": lambda proxy, *at: proxy.delay(*at, seconds_s=TIMEOUT_S + 1),
-    "reply trickled": lambda proxy, *at: proxy.trickle(*at, seconds_s=0.05),
+    "reply trickled": trickle,
     "reply truncated": lambda proxy, *at: proxy.truncate(*at, after_bytes=3, times=2),
     "request reset": lambda proxy, *at: proxy.reset(*at, times=2),
     "request cut short": lambda proxy, *at: proxy.reset(*at, after_bytes=20, times=2),
