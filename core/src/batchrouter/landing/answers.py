@@ -23,6 +23,10 @@ from batchrouter.landing.rejects import Rejects
 from batchrouter.landing.snapshot import Snapshot
 
 
+class OutOfOrderError(Exception):
+    """A line is not the next row's."""
+
+
 class Answers:
     """The lines of one part's artifact, asked for row by row; a context manager.
 
@@ -31,6 +35,9 @@ class Answers:
         artifact_path: The artifact; None when nothing came.
         snapshot: The part's rows, read again only when the artifact is out of order.
         rejects: Takes the lines that land nowhere.
+        from_byte: Where the first line to look at stands.
+        to_byte: Where the last one ends; None for the end of the file.
+        rows_done: How many rows that were sent have the lines before it.
     """
 
     def __init__(
@@ -39,12 +46,16 @@ class Answers:
         artifact_path: str | None,
         snapshot: Snapshot,
         rejects: Rejects,
+        *,
+        from_byte: int = 0,
+        to_byte: int | None = None,
+        rows_done: int = 0,
     ) -> None:
         self._fs = fs
         self._artifact_path = artifact_path
         self._snapshot = snapshot
         self._rejects = rejects
-        self._rows_done = 0
+        self._rows_done = rows_done
         self._by_index: Iterator[Envelope | None] | None = None
         self._stack = ExitStack()
         self._blocks: Iterator[tuple[int, bytes]] = iter(())
@@ -53,7 +64,9 @@ class Answers:
         self._taken = 0
         if artifact_path is not None:
             file = cast("IO[bytes]", fs.open(artifact_path, "rb", block_size=CHUNK_BYTES))
-            self._blocks = read_blocks(self._stack.enter_context(file))
+            self._blocks = read_blocks(
+                self._stack.enter_context(file), from_byte=from_byte, to_byte=to_byte
+            )
         self._lines = self._one_by_one()
 
     def next_run(self, item_ids: list[str]) -> list[Envelope | None]:
@@ -144,3 +157,21 @@ class Answers:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+
+class InOrderAnswers(Answers):
+    """The lines of some rows that stand together, or `OutOfOrderError`."""
+
+    def next_run(self, item_ids: list[str]) -> list[Envelope | None]:
+        """Give the lines of the next rows.
+
+        Raises:
+            OutOfOrderError: A row has no line, or another one stands in its place.
+        """
+        found = super().next_run(item_ids)
+        if None in found:
+            raise OutOfOrderError
+        return found
+
+    def _index(self, from_byte: int) -> Iterator[Envelope | None]:
+        raise OutOfOrderError(from_byte)

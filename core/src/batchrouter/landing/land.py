@@ -12,26 +12,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Protocol, cast
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 
 from batchrouter.errors import JobError, LandingError, StorageError
 from batchrouter.landing.answers import Answers
 from batchrouter.landing.bodies import UnusableError, vector_of
 from batchrouter.landing.envelope import UnreadableLineError, read_line
+from batchrouter.landing.judging import Judge
 from batchrouter.landing.lines import CHUNK_BYTES, read_lines
-from batchrouter.landing.outcomes import (
-    Outcome,
-    outcome_of,
-    outcome_of_skipped,
-    outcome_without_line,
-)
-from batchrouter.landing.outputs import PLAIN_OUTPUT, OutputReader, RequestToLand, open_reader
+from batchrouter.landing.outputs import PLAIN_OUTPUT, RequestToLand, open_reader
 from batchrouter.landing.rejects import Rejects
 from batchrouter.landing.report import LandingIdentity, LandingReport, PartToLand
+from batchrouter.landing.shares import Asked, SharedJudging, shares_of
 from batchrouter.landing.sinks import Sink
 from batchrouter.landing.snapshot import Snapshot
-from batchrouter.landing.table import landed_batch, landed_schema
+from batchrouter.landing.table import landed_schema
 from batchrouter.landing.tally import Tally
 from batchrouter.manifest.process import prepare_process
 
@@ -40,10 +35,6 @@ __all__ = ["LandingIdentity", "LandingReport", "PartToLand", "check_landing", "l
 _BATCH_ROWS = 2048
 _VECTOR_BATCH_ROWS = 256
 """A vector of 1,536 numbers is 30 kB of JSON, and some 50 kB while it is Python floats."""
-
-_BATCH_BYTES = 16 << 20
-_RUN_ROWS = 256
-"""Lines that are decoded before the first of them is judged."""
 
 
 class JobToLand(Protocol):
@@ -103,6 +94,7 @@ def land_parts(
         SinkError: The table refuses the rows, or there is no room.
         JobError: The output schema gives no columns.
         StorageError: The run folder cannot be read or written.
+        WorkerDiedError: One of the processes that a large part is shared among died.
 
         After each of them the table is as it was.
     """
@@ -165,16 +157,18 @@ class _Landing:
         try:
             self._snapshots = [_snapshot(fs, part, carried) for part in self._parts]
             size = _vector_size(fs, self._parts, sink, identity) if _has_vectors(job) else None
+            self._vector_size = size
         except OSError as error:
             raise StorageError(f"the run folder cannot be read: {error}") from error
         self._check_same_columns()
         try:
-            self._reader: OutputReader = open_reader(
-                job.request, operation=job.operation, vector_size=size
-            )
-            self.schema = landed_schema(self._snapshots[0].carried, self._reader)
+            reader = open_reader(job.request, operation=job.operation, vector_size=size)
+            self.schema = landed_schema(self._snapshots[0].carried, reader)
         except ValueError as error:
             raise JobError(f"request.output: {error}") from error
+        self._asked = Asked(job.request.kind, job.request.output_schema())
+        self._operation = job.operation
+        self._judge = Judge(self.schema, reader, identity.run_key)
         self._batch_rows = _VECTOR_BATCH_ROWS if _has_vectors(job) else _BATCH_ROWS
 
     def _check_same_columns(self) -> None:
@@ -194,15 +188,7 @@ class _Landing:
         for part, snapshot in zip(self._parts, self._snapshots, strict=True):
             path = f"{rejects_dir.rstrip('/')}/{token}-part-{part.index:05d}.jsonl"
             with Rejects(self._fs, path) as rejects:
-                for rows, outcomes in self._judged(part, snapshot, rejects):
-                    batch = landed_batch(
-                        self.schema,
-                        rows,
-                        outcomes,
-                        self._reader,
-                        batch_id=part.batch_id,
-                        run_key=self._run_key,
-                    )
+                for rows, batch in self._judged(part, snapshot, rejects):
                     tally.add_batch(rows, batch)
                     yield batch
                     tell(tally.rows)
@@ -211,39 +197,39 @@ class _Landing:
 
     def _judged(
         self, part: PartToLand, snapshot: Snapshot, rejects: Rejects
-    ) -> Iterator[tuple[pa.RecordBatch, list[Outcome]]]:
-        """Yield rows of the snapshot with their outcomes, in batches of bounded size."""
-        with Answers(self._fs, part.artifact_path, snapshot, rejects) as answers:
-            for rows in snapshot.batches(self._batch_rows):
-                begin = 0
-                while begin < len(rows):
-                    outcomes = self._outcomes(part, rows.slice(begin), answers)
-                    yield rows.slice(begin, len(outcomes)), outcomes
-                    begin += len(outcomes)
+    ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+        """Yield rows of the snapshot and the landed rows, in batches of bounded size."""
+        from_byte = rows_done = 0
+        groups: Sequence[int] | None = None
+        shares = shares_of(self._fs, part, snapshot)
+        if shares:
+            shared = SharedJudging(
+                self._asked,
+                operation=self._operation,
+                vector_size=self._vector_size,
+                batch_rows=self._batch_rows,
+                run_key=self._run_key,
+                part=part,
+                snapshot=snapshot,
+                shares=shares,
+            )
+            yield from shared.batches()
+            left = shares[shared.done :]
+            if not left:
+                return
+            from_byte, rows_done = left[0].from_byte, left[0].rows_done
+            groups = [share.group for share in left]
+        with Answers(
+            self._fs,
+            part.artifact_path,
+            snapshot,
+            rejects,
+            from_byte=from_byte,
+            rows_done=rows_done,
+        ) as answers:
+            rows = snapshot.batches(self._batch_rows, groups=groups)
+            yield from self._judge.batches(part, rows, answers)
             answers.finish()
-
-    def _outcomes(self, part: PartToLand, rows: pa.RecordBatch, answers: Answers) -> list[Outcome]:
-        """Judge rows until their outputs are as large as a batch may be."""
-        ids = cast("list[str]", rows.column("_item_id").to_pylist())
-        is_sent = rows.column("_line").is_valid().to_numpy(zero_copy_only=False)
-        # Where the next row that was not sent stands, or the end.
-        unsent = [*np.flatnonzero(~is_sent).tolist(), len(ids)]
-        outcomes: list[Outcome] = []
-        held_bytes = 0
-        for end in unsent:
-            while len(outcomes) < end:
-                if held_bytes >= _BATCH_BYTES:
-                    return outcomes
-                start = len(outcomes)
-                for line in answers.next_run(ids[start : min(end, start + _RUN_ROWS)]):
-                    if line is None:
-                        outcomes.append(outcome_without_line(part))
-                    else:
-                        outcomes.append(outcome_of(line, self._reader))
-                        held_bytes += len(line.output)
-            if end < len(ids):
-                outcomes.append(outcome_of_skipped(rows.column("_skip_reason")[end].as_py()))
-        return outcomes
 
 
 def _snapshot(

@@ -4,6 +4,7 @@ The file is read in pieces of 2 MiB that are cut at line ends, so that a line is
 at most and the peak does not depend on the file.
 """
 
+import sys
 from collections.abc import Iterator
 from typing import IO
 
@@ -35,12 +36,16 @@ def read_lines(file: IO[bytes], *, from_byte: int = 0) -> Iterator[tuple[int, by
         yield from split_lines(block, at_byte)
 
 
-def read_blocks(file: IO[bytes], *, from_byte: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield the same file in blocks of whole lines, without the last line's newline."""
+def read_blocks(
+    file: IO[bytes], *, from_byte: int = 0, to_byte: int | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the same file, or a range of it, in blocks of lines without the last one's newline."""
     file.seek(from_byte)
     at_byte = from_byte
+    left_bytes = sys.maxsize if to_byte is None else to_byte - from_byte
     begun = b""
-    while chunk := file.read(CHUNK_BYTES):
+    while chunk := file.read(min(CHUNK_BYTES, left_bytes)):
+        left_bytes -= len(chunk)
         whole, newline, rest = chunk.rpartition(b"\n")
         if newline:
             yield at_byte, begun + whole

@@ -41,11 +41,23 @@ class Snapshot:
         # Only names and types: a source's metadata must not make two runs' tables differ.
         self.carried = [pa.field(name, schema.field(name).type) for name in carried]
 
-    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield batches of at most so many rows, in source order."""
+    def batches(
+        self, rows: int, *, groups: Sequence[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield batches of at most so many rows, in source order: all, or of some row groups."""
         columns = [*_OWN, *(field.name for field in self.carried)]
+        chosen = None if groups is None else list(groups)
         with self._open() as file:
-            yield from file.iter_batches(rows, columns=columns, use_threads=False)
+            yield from file.iter_batches(
+                rows, row_groups=chosen, columns=columns, use_threads=False
+            )
+
+    def sent_by_group(self) -> list[int]:
+        """Give how many rows of each row group were sent."""
+        with self._open() as file:
+            groups = range(file.metadata.num_row_groups)
+            lines = (file.read_row_group(at, ["_line"], use_threads=False)[0] for at in groups)
+            return [len(each) - each.null_count for each in lines]
 
     def sent_item_ids(self) -> Iterator["pa.Array[Any]"]:
         """Yield the item ids of the rows that were sent, in the order of their lines."""

@@ -1,0 +1,82 @@
+"""Rows of a snapshot with their answers → batches of the landed table."""
+
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+
+from batchrouter.landing.answers import Answers
+from batchrouter.landing.outcomes import (
+    Outcome,
+    outcome_of,
+    outcome_of_skipped,
+    outcome_without_line,
+)
+from batchrouter.landing.outputs import OutputReader
+from batchrouter.landing.report import PartToLand
+from batchrouter.landing.table import landed_batch
+
+_BATCH_BYTES = 16 << 20
+_RUN_ROWS = 256
+"""Lines that are decoded before the first of them is judged."""
+
+
+class Judge:
+    """Judges the rows of one run.
+
+    Args:
+        schema: What `landed_schema` gave.
+        reader: The output's reader.
+        run_key: The run's key.
+    """
+
+    def __init__(self, schema: pa.Schema, reader: OutputReader, run_key: str) -> None:
+        self._schema = schema
+        self._reader = reader
+        self._run_key = run_key
+
+    def batches(
+        self, part: PartToLand, batches: Iterable[pa.RecordBatch], answers: Answers
+    ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+        """Yield rows of the snapshot and the landed rows beside them, in bounded batches."""
+        for rows in batches:
+            begin = 0
+            while begin < len(rows):
+                outcomes = self._outcomes(part, rows.slice(begin), answers)
+                some = rows.slice(begin, len(outcomes))
+                yield (
+                    some,
+                    landed_batch(
+                        self._schema,
+                        some,
+                        outcomes,
+                        self._reader,
+                        batch_id=part.batch_id,
+                        run_key=self._run_key,
+                    ),
+                )
+                begin += len(outcomes)
+
+    def _outcomes(self, part: PartToLand, rows: pa.RecordBatch, answers: Answers) -> list[Outcome]:
+        """Judge rows until their outputs are as large as a batch may be."""
+        ids = cast("list[str]", rows.column("_item_id").to_pylist())
+        is_sent = rows.column("_line").is_valid().to_numpy(zero_copy_only=False)
+        # Where the next row that was not sent stands, or the end.
+        unsent = [*np.flatnonzero(~is_sent).tolist(), len(ids)]
+        outcomes: list[Outcome] = []
+        held_bytes = 0
+        for end in unsent:
+            while len(outcomes) < end:
+                if held_bytes >= _BATCH_BYTES:
+                    return outcomes
+                start = len(outcomes)
+                for line in answers.next_run(ids[start : min(end, start + _RUN_ROWS)]):
+                    if line is None:
+                        outcomes.append(outcome_without_line(part))
+                    else:
+                        outcomes.append(outcome_of(line, self._reader))
+                        held_bytes += len(line.output)
+            if end < len(ids):
+                outcomes.append(outcome_of_skipped(rows.column("_skip_reason")[end].as_py()))
+        return outcomes
