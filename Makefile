@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 ARGS   ?=
+SECONDS ?= 600
 
 BIN         := $(VENV)/bin
 READY       := $(VENV)/.ready-core
@@ -12,7 +13,7 @@ CONSTRAINTS := tests/constraints/core.txt
 PYTEST      := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check audit format bench drills constraints setup clean
+.PHONY: help demo test check audit format bench drills fuzz constraints setup clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,11 @@ bench: $(READY) ## speed and memory, measured; prints a table
 
 drills: $(READY) ## the long kill and fault runs: every kill point, every lost reply
 	$(PYTEST) -m drill --timeout 1800 tests $(ARGS)
+
+fuzz: $(READY) ## fuzz the manifest check and the artifact decoder; SECONDS=3600 each
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet 'atheris>=2.3'
+	$(BIN)/python tests/fuzz/fuzz_manifest_line.py -max_total_time=$(SECONDS)
+	$(BIN)/python tests/fuzz/fuzz_artifact_line.py -max_total_time=$(SECONDS)
 
 constraints: $(BIN)/uv ## renew the tested versions in tests/constraints/ (asks the package index)
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
