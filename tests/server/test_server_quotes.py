@@ -290,6 +290,8 @@ def test_the_assumed_output_never_passes_a_given_cap(surface):
         ({"allowed_regions": []}, "allowed_regions"),
         ({"sla_tier": "express"}, "sla_tier"),
         ({"max_price": {"currency": "usd", "amount": 0.5}}, "max_price.amount"),
+        ({"max_price": {"currency": "usd", "amount": {}}}, "max_price.amount"),
+        ({"max_price": {"currency": "usd", "amount": [0, [1], 0]}}, "max_price.amount"),
         ({"max_price": {"currency": "eur", "amount": "1"}}, "max_price.currency"),
         ({"max_prise": "1"}, "max_prise"),
         ({"models": []}, "models"),

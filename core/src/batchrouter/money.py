@@ -27,7 +27,7 @@ def parse_usd(value: str | int | Decimal) -> Decimal:
         >>> parse_usd("25.00")
         Decimal('25.00')
     """
-    if isinstance(value, bool | float):
+    if isinstance(value, bool | float) or not isinstance(value, str | int | Decimal):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON gives anything
         raise ValueError(f"{value!r} is not an amount: write it as a decimal string")  # noqa: TRY004 - pydantic turns only ValueError into a field's problem
     try:
         amount = Decimal(value)

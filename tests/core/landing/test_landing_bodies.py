@@ -200,6 +200,17 @@ def test_invalid_utf8_inside_the_output_is_invalid_output(kit: Any, run_folder: 
     assert "\ufffd\ufffd" in row["_raw_output"]
 
 
+def test_an_error_that_cannot_be_read_still_says_what_came(kit: Any, run_folder: Any) -> None:
+    line = kit.encoded([kit.native(0, status="failed", error="HOLE")])
+    run_folder.add_part(1, [line.replace(b"HOLE", b"co\xff\xff")])
+
+    run_folder.land(kit.text_job)
+
+    row = run_folder.landed()[0]
+    assert (row["_status"], row["_error_code"]) == ("failed", "unknown_error")
+    assert "co\ufffd\ufffd" in row["_error_message"]
+
+
 # --- embeddings ---------------------------------------------------------------------------------
 
 

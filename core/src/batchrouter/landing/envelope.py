@@ -146,10 +146,18 @@ def _read_by_field(raw: bytes) -> Envelope:
             setattr(line, name, decoder.decode(fields[name]))
         except _UNPARSABLE:
             if name == "error":
-                line.error = ItemError(message=_ANY.decode(fields[name]))
+                line.error = ItemError(message=_any_or_text(fields[name]))
             elif name == "status":
                 line.status = bytes(fields[name]).decode(errors="replace")
     return line
+
+
+def _any_or_text(raw: msgspec.Raw) -> Any:
+    try:
+        return _ANY.decode(raw)
+    except _UNPARSABLE:
+        # Not UTF-8 inside, or too deep: a failed item's row must still say what came.
+        return bytes(raw).decode(errors="replace")
 
 
 def _read_altered(raw: bytes, error: Exception) -> Envelope:
