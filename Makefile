@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 ARGS   ?=
 SECONDS ?= 600
+ROWS   ?= 200000
+KEYS   ?= 2000000
 
 BIN         := $(VENV)/bin
 READY       := $(VENV)/.ready-core
@@ -22,7 +24,7 @@ demo: $(READY) ## the whole story on a bundled table: no account, no network, un
 	@$(BIN)/batchrouter demo $(ARGS)
 
 test: $(READY) ## unit, router and end-to-end tests, and every example in a docstring; ARGS="-k name"
-	$(PYTEST) -m "not drill and not bench" core/src tests $(ARGS)
+	$(PYTEST) -m "not drill" core/src tests $(ARGS)
 
 check: $(READY) ## lint, format, types (pyright strict) and the layers between the rooms
 	$(BIN)/ruff check .
@@ -39,8 +41,10 @@ format: $(READY) ## put the code into the house's format and mend what lint can 
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
-bench: $(READY) ## speed and memory, measured; prints a table
-	$(BIN)/python -m pytest -n 0 -m bench -s tests/benchmarks $(ARGS)
+bench: $(READY) ## speed and memory, measured; prints tables; ROWS=2000000 KEYS=100000000 for the large ones
+	$(BIN)/python tests/benchmarks/bench_build.py --rows $(ROWS)
+	$(BIN)/python tests/benchmarks/bench_land.py --lines $(ROWS)
+	$(BIN)/python tests/benchmarks/bench_keys.py --keys $(KEYS)
 
 drills: $(READY) ## the long kill and fault runs: every kill point, every lost reply
 	$(PYTEST) -m drill --timeout 1800 tests $(ARGS)

@@ -29,7 +29,7 @@ OLDEST, *NEWER = ["3.11", "3.12", "3.13"]
 def _test(session: nox.Session, member: str, *how_to_resolve: str) -> None:
     requirement, paths = MEMBERS[member]
     session.install("--group", "test", "--editable", requirement, *how_to_resolve)
-    session.run("pytest", "-n", "2", "-m", "not drill and not bench", *paths, *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "not drill", *paths, *session.posargs)
 
 
 @nox.session(python=[OLDEST, *NEWER])

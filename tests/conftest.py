@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore = ["fuzz"]
-"""Programs for `make fuzz`, which installs what they import."""
+collect_ignore = ["benchmarks", "fuzz"]
+"""Programs for `make bench` and `make fuzz`; the second installs what its own import."""
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
