@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from batchrouter.errors import APIError
 from batchrouter.server.refusals import refusal
@@ -53,11 +54,24 @@ async def _answer_refusal(_request: Request, error: Exception) -> JSONResponse:
     return answer_for(error)
 
 
-async def _answer_http(_request: Request, error: Exception) -> JSONResponse:
+async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # noqa: PLR2004
+        headers["Allow"] = ", ".join(_methods_at(request))
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     body = {"code": code, "message": str(error.detail), "details": {}}
-    return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
+    return JSONResponse({"error": body}, status_code=error.status_code, headers=headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    # Starlette names those of the first route with this path; each method is a route of its own.
+    return sorted({
+        method
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    })
 
 
 async def _answer_validation(_request: Request, error: Exception) -> JSONResponse:

@@ -1,9 +1,10 @@
 """What a caller asks a price for: the two request bodies of the quote endpoints."""
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from batchrouter.money import parse_usd
 
@@ -11,6 +12,7 @@ __all__ = ["Metadata", "ModelQuestion", "MoneyIn", "Question", "WorkflowQuestion
 
 _MAX_ITEMS = 1_000_000_000
 _MAX_TOKENS = 10_000_000
+_AMOUNT = r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?$"
 
 Tokens = Annotated[int, Field(ge=0, le=_MAX_TOKENS)]
 ModelName = Annotated[str, Field(min_length=1, max_length=128)]
@@ -30,11 +32,21 @@ class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+def _amount_on_the_wire(value: Any) -> Decimal:
+    if not isinstance(value, str) or not re.fullmatch(_AMOUNT, value):
+        raise ValueError('write the amount as a decimal string, for example "25.00"')
+    return parse_usd(value)
+
+
 class MoneyIn(_Body):
     """An amount as the wire writes it: a decimal string."""
 
     currency: Literal["usd"] = "usd"
-    amount: Annotated[Decimal, BeforeValidator(parse_usd)]
+    amount: Annotated[
+        Decimal,
+        BeforeValidator(_amount_on_the_wire),
+        WithJsonSchema({"type": "string", "pattern": _AMOUNT}),
+    ]
 
 
 class Question(_Body):
