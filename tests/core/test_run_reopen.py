@@ -233,6 +233,27 @@ def test_an_orphan_that_lands_an_older_generation_late_puts_the_newer_one_back(
     assert ds.dataset(tmp_path / "labelled").count_rows() == 7
 
 
+def test_two_rebuys_of_one_generation_open_one(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = job_over(table(0), tmp_path)
+    open_run(job=job).advance()
+    settle_each = reopen._settle_each
+
+    def be_overtaken(context: Any) -> frozenset[int]:
+        given_up = settle_each(context)
+        monkeypatch.setattr(reopen, "_settle_each", settle_each)
+        assert isinstance(open_run(job=job, on_rerun="rebuy").advance(), Done)
+        return given_up
+
+    monkeypatch.setattr(reopen, "_settle_each", be_overtaken)
+
+    orphan = open_run(job=job, on_rerun="rebuy")
+
+    assert orphan.status().generation == 1
+    assert types_of(orphan).count("generation_opened") == 1
+
+
 @pytest.mark.parametrize("url", ["memory://{name}/runs", "file://{path}/runs", "runs"])
 def test_a_run_lives_at_any_url_and_stays_there_when_the_process_moves(
     open_run: OpenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str

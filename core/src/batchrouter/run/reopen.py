@@ -58,12 +58,17 @@ def begin(context: RunContext, on_rerun: OnRerun) -> None:
 
 
 def _rebuy(context: RunContext, fingerprint: dict[str, str]) -> None:
-    while True:
+    """Begin the generation after the one that is seen now, once, whoever else does so too.
+
+    When another attempt has begun it first, the demand is met: this one attaches to it.
+    """
+    unwanted = context.state.generation
+    while context.state.generation == unwanted:
         try:
             given_up = _settle_each(context)
             # The API decides what is open: its end may have come while nobody looked.
             note_ends(context, give_up_gone=True)
-            if not context.state.open_batches:
+            if context.state.generation == unwanted and not context.state.open_batches:
                 _start_generation(context, fingerprint, "bought anew on demand", given_up)
         except LostRaceError:
             continue  # another attempt moves this run along: look again at what it wrote
