@@ -1,5 +1,6 @@
 """A scene of the kill matrix: a store, an account of its own, and a job that a story runs there."""
 
+import hashlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 
 from batchrouter.server.serve import mint_key
 from batchrouter.testing import RunningRouter
@@ -195,9 +196,33 @@ class Scene:
         paths = filesystem.glob(f"{self.url}/runs/label/*/journal/*.json")
         return [json.loads(filesystem.cat_file(path))["fact"] for path in sorted(paths)]
 
+    def garble_artifact(self) -> None:
+        """Have the router keep, and vouch for, an artifact with a line that nobody can read."""
+        engine = self._router_database()
+        with engine.begin() as conn:
+            [batch] = self.ledger().batches
+            artifact = self.router.data_dir / "objects" / str(batch["artifact_key"])
+            garbled = artifact.read_bytes() + b'{"customer_item_id": no}\n'
+            artifact.write_bytes(garbled)
+            conn.execute(
+                text(
+                    "update batches set artifact_bytes = :size, artifact_sha256 = :sha256"
+                    " where id = :id"
+                ),
+                {
+                    "size": len(garbled),
+                    "sha256": hashlib.sha256(garbled).hexdigest(),
+                    "id": batch["id"],
+                },
+            )
+        engine.dispose()
+
+    def _router_database(self) -> Engine:
+        return create_engine(f"sqlite:///{self.router.data_dir / 'router.db'}")
+
     def ledger(self) -> "Ledger":
         """The account and its batches, as the router's own database has them."""
-        engine = create_engine(f"sqlite:///{self.router.data_dir / 'router.db'}")
+        engine = self._router_database()
         with engine.connect() as conn:
             account = conn.execute(
                 text("select * from workspaces where name = :name"), {"name": self.name}
