@@ -22,9 +22,9 @@ from batchrouter.landing.envelope import Envelope, UnreadableLineError, read_lin
 from batchrouter.landing.lines import read_lines
 from batchrouter.landing.rejects import Rejects
 
-_ROWS_A_CHUNK = 65_536
+_ROWS_A_CHUNK = 8_192
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": "128MB",
+    "memory_limit": "48MB",
     "threads": 1,
     "preserve_insertion_order": False,
     "autoinstall_known_extensions": False,
