@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from batchrouter.errors import BatchrouterError, JobError
-from batchrouter.job import Chat, Embedding, Job, Parts, Raw, Route, Workflow
+from batchrouter.job import Chat, Embedding, Job, Parts, Raw, Retain, Route, Workflow
 
 GOOD: dict[str, Any] = {
     "name": "label-tickets",
@@ -90,11 +90,43 @@ def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     assert all(problem in str(caught.value) for problem in caught.value.problems)
 
 
-@pytest.mark.parametrize("field", ["mode", "keep", "retain", "incremental", "retry_failed"])
+@pytest.mark.parametrize("field", ["mode", "keep", "incremental", "retry_failed"])
 def test_what_a_later_release_brings_is_not_accepted(field: str) -> None:
     problems = _problems(**{field: {"a": 1} if field in {"mode", "keep"} else 1})
 
     assert any(problem.startswith(f"{field}: ") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("retain", "problem"),
+    [
+        ({"artifact": "7 days"}, "retain.artifact: must be a duration such as 90m, 12h, 7d or 4w"),
+        ({"artifact": 7}, "retain.artifact: must be a duration with its unit"),
+        ({"artifact": "0d"}, "retain.artifact: must be a duration"),
+        ({"artifact": "-7d"}, "retain.artifact: must be a duration"),
+        ({"artifact": "\uff17d"}, "retain.artifact: must be a duration"),
+        ({"manifest": "99999w"}, "retain.manifest: must be at most 36500d"),
+        ({"journal": "until_landed"}, "retain.journal: must be a duration such as 400d"),
+        (
+            {"artifact": "8d", "journal": "1w"},
+            "retain.artifact: 8d is longer than the journal's 1w",
+        ),
+        ({"rows": "7d"}, "retain.rows: there is no such field"),
+        ("7d", "retain: must be a mapping"),
+    ],
+)
+def test_how_long_files_are_kept_is_checked_at_load(retain: Any, problem: str) -> None:
+    [told] = _problems(retain=retain)
+
+    assert told.startswith(problem)
+
+
+def test_how_long_files_are_kept_decides_no_purchase() -> None:
+    good = Job.model_validate({**GOOD, "params": {"day": "1", "shard": 0}})
+    kept = good.model_copy(update={"retain": Retain(manifest="until_landed", journal="400d")})
+
+    assert kept.fingerprint() == good.fingerprint()
+    assert Job.model_validate(kept.model_dump()).retain == kept.retain
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ class Scene:
             "budget": "5.00",
             "sink": f"{self.url}/labelled",
             "keep": ["text"],
+            "retain": {"manifest": "until_landed"},
             **self.changes,
         }
         settings = {

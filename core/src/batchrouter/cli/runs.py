@@ -9,6 +9,7 @@ import click
 
 from batchrouter.cli.bars import progress_bars
 from batchrouter.cli.console import counted, out, pairs, say_json, table, usd
+from batchrouter.cli.failures import code_of
 from batchrouter.cli.options import (
     account_options,
     job_argument,
@@ -21,11 +22,13 @@ from batchrouter.cli.options import (
     runs_url_option,
 )
 from batchrouter.cli.shown import show_receipt
-from batchrouter.errors import ConfigError
+from batchrouter.errors import ConfigError, JournalError
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from batchrouter.api.settings import Settings
-    from batchrouter.run import RunStatus
+    from batchrouter.run import PrunedRun, RunStatus
 
 _STYLES = {"landed": "green", "failed": "red", "cancelled": "yellow"}
 
@@ -54,12 +57,85 @@ def list_command(*, job: str | None, runs_url: str | None, as_json: bool) -> Non
         shown.add_row(
             status.job,
             status.run_key,
-            _stage(status),
+            _stage(status) + (" [dim]pruned[/]" if status.removed else ""),
             "" if status.row_count is None else f"{status.row_count:,}",
             usd(status.committed_usd),
             f"{status.updated_at:%Y-%m-%d %H:%M:%SZ}" if status.updated_at else "",
         )
     out().print(shown)
+
+
+def _duration(ctx: click.Context, param: click.Parameter, given: str | None) -> "timedelta | None":
+    from batchrouter.job.retain import parse_duration  # noqa: PLC0415 - loads pydantic
+
+    try:
+        return None if given is None else parse_duration(given)
+    except ValueError as error:
+        raise click.BadParameter(f"{given!r} {error}", ctx, param) from None
+
+
+@runs.command()
+@click.option(
+    "--older-than",
+    metavar="AGE",
+    callback=_duration,
+    help="Also the files, journals aside, of all runs that ended so long ago: 12h, 30d, 8w.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go; nothing is removed.")
+@click.option("--job", metavar="NAME", help="Only the runs of this job.")
+@runs_url_option
+@json_option
+def prune(
+    *,
+    older_than: "timedelta | None",
+    dry_run: bool,
+    job: str | None,
+    runs_url: str | None,
+    as_json: bool,
+) -> None:
+    """Remove the files that runs no longer need, as their jobs' `retain` says, or by age.
+
+    A run with anything open is left as it is. Journals stay until `retain.journal` ends.
+    """
+    from batchrouter.run import prune_runs  # noqa: PLC0415 - loads pydantic
+
+    settings = load_settings(runs_url=runs_url)
+    done: list[PrunedRun] = []
+    for each in prune_runs(
+        settings.runs_url,
+        older_than=older_than,
+        job=job,
+        dry_run=dry_run,
+        storage_options=settings.storage_options,
+    ):
+        done.append(each)
+        if not as_json:
+            out().print(_told_of(each, dry_run=dry_run), markup=False, soft_wrap=True)
+    if as_json:
+        say_json({"dry_run": dry_run, "runs": [each.to_dict() for each in done]})
+    else:
+        _sum_up(done, settings, dry_run=dry_run)
+    if any(each.has_failed for each in done):
+        click.get_current_context().exit(code_of(JournalError()))
+
+
+def _told_of(pruned: "PrunedRun", *, dry_run: bool) -> str:
+    name = f"{pruned.job} · {pruned.run_key}" if pruned.job else pruned.folder
+    if pruned.left is not None:
+        return f"left     {name}: {pruned.left}"
+    what = ", ".join(pruned.removed) if "journal" not in pruned.removed else "the whole folder"
+    size = f"{counted(pruned.file_count, 'file')}, {pruned.size_bytes / 1e6:,.1f} MB"
+    return f"{'would go' if dry_run else 'removed '} {name}: {what} ({size})"
+
+
+def _sum_up(done: "list[PrunedRun]", settings: "Settings", *, dry_run: bool) -> None:
+    if not done:
+        out().print(f"There are no runs in {settings.runs_url!r}.")
+        return
+    pruned = [each for each in done if each.left is None]
+    size = sum(each.size_bytes for each in pruned) / 1e6
+    said = "Would prune" if dry_run else "Pruned"
+    out().print(f"{said} {len(pruned):,} of {counted(len(done), 'run')}: {size:,.1f} MB.")
 
 
 @runs.command()
@@ -84,11 +160,14 @@ def show(*, run_key: str, job: str | None, runs_url: str | None, as_json: bool) 
             ("committed", usd(status.committed_usd)),
             ("batches", "\n".join(status.batch_ids) or "none bought"),
             ("folder", f"{settings.runs_url.rstrip('/')}/{status.folder}"),
+            *([("removed", ", ".join(status.removed))] if status.removed else []),
         ])
     )
     for event in history:
         fact = event.get("fact", {})
         about = fact.get("batch_id") or fact.get("reason") or fact.get("file_id") or ""
+        if fact.get("type") == "removed":
+            about = f"{', '.join(fact['parts'])} ({about})"
         out().print(f"  [dim]{event['at'][:19]}Z[/]  {fact.get('type', ''):<12} [dim]{about}[/]")
 
 

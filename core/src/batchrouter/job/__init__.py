@@ -2,6 +2,7 @@
 
 from batchrouter.job.job import Job, Parts
 from batchrouter.job.requests import Chat, Embedding, Raw, Workflow
+from batchrouter.job.retain import Retain
 from batchrouter.job.route import Route
 
-__all__ = ["Chat", "Embedding", "Job", "Parts", "Raw", "Route", "Workflow"]
+__all__ = ["Chat", "Embedding", "Job", "Parts", "Raw", "Retain", "Route", "Workflow"]

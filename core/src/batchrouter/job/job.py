@@ -16,6 +16,7 @@ from batchrouter.job.params import ParamValue, checked_params, filled, merged_pa
 from batchrouter.job.part import JobPart
 from batchrouter.job.problems import job_error, name_of_type, problems_in
 from batchrouter.job.requests import AnyRequest, Chat, Embedding, Raw, Workflow
+from batchrouter.job.retain import Retain
 from batchrouter.job.route import Names, Route
 from batchrouter.job.templates import Template
 from batchrouter.money import parse_usd
@@ -125,6 +126,7 @@ class Job(JobPart):
     keep: Names = Field((), description="source columns to carry into the table")
     on_null: Literal["error", "empty", "skip"] = "error"
     parts: Parts | None = Field(None, description="where to cut the manifest")
+    retain: Retain | None = Field(None, description="how long the run folder keeps what")
 
     if TYPE_CHECKING:  # one key may be given as text, a budget as text or a number
 
@@ -143,6 +145,7 @@ class Job(JobPart):
             keep: str | Sequence[str] = ...,
             on_null: Literal["error", "empty", "skip"] = ...,
             parts: Parts | Mapping[str, int] | None = ...,
+            retain: Retain | Mapping[str, str] | None = ...,
         ) -> None: ...
 
     @field_serializer("budget")

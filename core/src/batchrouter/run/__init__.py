@@ -7,16 +7,19 @@ from batchrouter.run.answers import Done, QuoteSummary, Waiting
 from batchrouter.run.catalog import RunStatus, list_runs
 from batchrouter.run.progress import Progress
 from batchrouter.run.receipt import LaneReceipt, Receipt
+from batchrouter.run.retention import PrunedRun, prune_runs
 from batchrouter.run.run import Run
 
 __all__ = [
     "Done",
     "LaneReceipt",
     "Progress",
+    "PrunedRun",
     "QuoteSummary",
     "Receipt",
     "Run",
     "RunStatus",
     "Waiting",
     "list_runs",
+    "prune_runs",
 ]

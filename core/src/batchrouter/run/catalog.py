@@ -33,6 +33,7 @@ class RunStatus:
             it ended without a table: ``cancelled`` or ``failed``.
         committed_usd: What may be billed so far: settled, or quoted where it is open.
         folder: The run's folder below the runs URL.
+        removed: What retention has taken out of it: ``manifest``, ``artifact``, ``rows``.
     """
 
     job: str
@@ -46,12 +47,14 @@ class RunStatus:
     opened_at: datetime | None
     updated_at: datetime | None
     folder: str
+    removed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Turn it into JSON's types."""
         plain = asdict(self)
         plain["committed_usd"] = format_usd(self.committed_usd)
         plain["batch_ids"] = list(self.batch_ids)
+        plain["removed"] = list(self.removed)
         for name in ("opened_at", "updated_at"):
             plain[name] = plain[name] and plain[name].isoformat()
         return plain
@@ -74,6 +77,7 @@ def status_of(state: RunState, folder: str) -> RunStatus:
         opened_at=state.opened_at,
         updated_at=state.last_at,
         folder=folder,
+        removed=tuple(state.removed),
     )
 
 
@@ -97,12 +101,16 @@ def list_runs(
         JournalError: A run's journal is damaged or newer than this version.
         StorageError: The URL cannot be read.
     """
-    options = dict(storage_options or {})
-    root = RunFolder.below(runs_url, "", options)
+    root = RunFolder.below(runs_url, "", dict(storage_options or {}))
+    for folder in run_folders(root, job):
+        journal = Journal(RunFolder(root.fs, root.path(folder)))
+        state = journal.load()
+        if state.opened is not None:
+            yield status_of(state, folder)
+
+
+def run_folders(root: RunFolder, job: str | None) -> Iterator[str]:
+    """Name what may be a run's folder below a runs URL, as `<job>/<run>`."""
     for job_folder in [slug(job)] if job else root.names():
         for name in root.names(job_folder):
-            folder = f"{job_folder}/{name}"
-            journal = Journal(RunFolder(root.fs, root.path(folder)))
-            state = journal.load()
-            if state.opened is not None:
-                yield status_of(state, folder)
+            yield f"{job_folder}/{name}"

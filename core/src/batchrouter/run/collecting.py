@@ -52,15 +52,26 @@ def collect_damaged(context: RunContext) -> None:
         known = purchase.collected
         if known is None or known.artifact_name is None or _is_whole(context, known):
             continue
-        _log.warning("the copy of %s is damaged; it is made again", purchase.batch_id)
+        removed_at = context.state.removed.get("artifact")
+        told = "is damaged" if removed_at is None else f"was removed on {removed_at:%Y-%m-%d}"
+        _log.warning("the copy of %s %s; the API is asked for another", purchase.batch_id, told)
         try:
             _collect_one(context, purchase)
-        except (GoneError, NotFoundError) as error:
+        except (GoneError, NotFoundError, BatchFailedError) as error:
             # Landed from a shorter copy, paid results would turn into `missing` rows.
             raise LandingError(
-                f"the copy of batch {purchase.batch_id} in the run folder is damaged, and the API "
-                f"has it no more: restore {known.artifact_name}. Nothing was landed."
+                f"the copy of batch {purchase.batch_id} in the run folder {told}, and the API "
+                f"has it no more: {_what_is_left(context, known)}"
             ) from error
+
+
+def _what_is_left(context: RunContext, known: Collected) -> str:
+    if context.state.landed is None or "artifact" not in context.state.removed:
+        return f"restore {known.artifact_name}. Nothing was landed."
+    return (
+        "the table cannot be written anew from this run, and stays as it was landed. "
+        "on_rerun='rebuy' (CLI: --rebuy) buys it anew."
+    )
 
 
 def _is_whole(context: RunContext, known: Collected) -> bool:
@@ -96,6 +107,8 @@ def _copied(context: RunContext, purchase: Purchase, name: str) -> Collected:
     try:
         link = _download(context, purchase, path, partial=partial)
     except BatchFailedError as error:
+        if purchase.collected is not None:
+            raise  # it was here before: without it, results that were landed would be lost
         # The other parts' results shall not lie here for ever because of this one.
         _log.warning("its rows are landed without results: %s", error)
         return Collected(batch_id=purchase.batch_id, artifact_name=None, bytes=0, sha256="")

@@ -194,11 +194,27 @@ class Collected(_Fact):
 
 
 class Landed(_Fact):
-    """The table holds the rows of this generation."""
+    """The table holds the rows of this generation; ``retain`` is what the job said of its files."""
 
     type: Literal["landed"] = "landed"
     generation: int
     report: dict[str, Any]
+    retain: dict[str, str] | None = None
+
+
+FolderPart = Literal["manifest", "artifact", "rows", "journal"]
+
+
+class Removed(_Fact):
+    """Parts of the folder no longer count: from here on their files are deleted.
+
+    ``journal`` among them means the whole folder, this event with it.
+    """
+
+    type: Literal["removed"] = "removed"
+    generation: int
+    parts: tuple[FolderPart, ...]
+    reason: str
 
 
 Fact = Annotated[
@@ -215,7 +231,8 @@ Fact = Annotated[
     | Stopped
     | Ended
     | Collected
-    | Landed,
+    | Landed
+    | Removed,
     Field(discriminator="type"),
 ]
 

@@ -155,12 +155,43 @@ class RunFolder:
         """List a folder's file names, sorted; empty when the folder is not there."""
         path = self.path(*folder)
         try:
-            with _store_errors("listing the run folder", FileNotFoundError):
+            with _store_errors("listing the run folder", FileNotFoundError, NotADirectoryError):
                 self.fs.invalidate_cache()
                 found: list[str] = self.fs.ls(path, detail=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+
+    def files(self, *folder: str) -> dict[str, int]:
+        """Find all files below a folder: their paths, and their sizes in bytes.
+
+        Raises:
+            StorageError: The folder cannot be read.
+        """
+        path = self.path(*folder)
+        with _store_errors("listing the run folder"):
+            self.fs.invalidate_cache()
+            found: dict[str, dict[str, Any]] = self.fs.find(path, detail=True)
+        return {name: int(info["size"] or 0) for name, info in sorted(found.items())}
+
+    def remove(self, path: str) -> None:
+        """Remove a file; that it is gone already is fine.
+
+        Raises:
+            StorageError: It cannot be removed.
+        """
+        with suppress(FileNotFoundError), _store_errors("removing a file", FileNotFoundError):
+            self.fs.rm_file(path)
+
+    def remove_empty(self) -> None:
+        """Remove the folder and those in it, so far as they are empty; never fails."""
+        if not self.is_local:
+            return
+        for path in sorted(Path(self.root).rglob("*"), reverse=True):
+            with suppress(OSError):
+                path.rmdir()
+        with suppress(OSError):
+            Path(self.root).rmdir()
 
     def remove_strays(self, folder: str, keep: set[str]) -> None:
         """Remove the files of dead attempts; never fails, since litter is harmless."""

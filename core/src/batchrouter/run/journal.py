@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from batchrouter.errors import JournalError, StorageError
 from batchrouter.killpoints import reached
-from batchrouter.run.events import ENTRY, JOURNAL_VERSION, Entry, Fact, VersionOnly
+from batchrouter.run.events import ENTRY, JOURNAL_VERSION, Entry, Fact, Removed, VersionOnly
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.state import RunState
 
@@ -83,17 +83,17 @@ class Journal:
         """Refuse a history with a hole: what the missing event said may be a purchase.
 
         Raises:
-            JournalError: Files beyond the first missing number exist.
+            JournalError: Files beyond the first missing number exist, or the folder is
+                being removed.
         """
-        numbers = [
-            int(name.removesuffix(_SUFFIX))
-            for name in self._folder.names(_FOLDER)
-            if name.removesuffix(_SUFFIX).isdigit() and name.endswith(_SUFFIX)
-        ]
+        self._check_stays()
+        numbers = self._numbers()
         last = self.state.entry_count
         if numbers and max(numbers) > last:
             self.load()
         if numbers and max(numbers) > self.state.entry_count:
+            if self._says_removed(max(numbers)):
+                raise JournalError(self._being_removed())
             raise JournalError(
                 f"journal event {self.state.entry_count + 1} of {max(numbers)} is missing in "
                 f"{self._folder.root}/{_FOLDER}. It may be a purchase, so nothing more is done: "
@@ -115,6 +115,7 @@ class Journal:
             self._check_there()
             self._folder.ensure(_FOLDER)
             while True:
+                self._check_stays()
                 number = self.state.entry_count + 1
                 entry = Entry(number=number, at=datetime.now(UTC), fact=fact)
                 reached(f"journal.before_{fact.type}")
@@ -128,6 +129,53 @@ class Journal:
                 reached(f"journal.after_{fact.type}")
                 self._fold(entry)
                 return
+
+    def remove(self) -> None:
+        """Delete the journal's files, the event that says so last; another process may help.
+
+        The first ones go first, since a history without its beginning is refused, while one
+        without its end would be believed.
+
+        Raises:
+            StorageError: A file cannot be removed; calling again goes on.
+        """
+        found = self._folder.names(_FOLDER)
+        names = [name for name in found if name.endswith(_SUFFIX)]
+        drafts = [name for name in found if not name.endswith(_SUFFIX)]
+        for name in (*drafts, *names):
+            # Once the last event is gone the run key may have begun anew, under these names.
+            if self._folder.size_of(self._folder.path(_FOLDER, names[-1])) is None:
+                return
+            reached("prune.before_delete")
+            self._folder.remove(self._folder.path(_FOLDER, name))
+            reached("prune.after_delete")
+
+    def is_being_removed(self) -> bool:
+        """True when the last event says that the whole folder goes, though the first may be gone.
+
+        Raises:
+            JournalError: That event is damaged or newer than this version of batchrouter.
+            StorageError: The folder cannot be read.
+        """
+        last = max(self._numbers(), default=0)
+        return last > 0 and self._says_removed(last)
+
+    def _says_removed(self, number: int) -> bool:
+        try:
+            fact = self._parse(number, self._folder.read(self._path(number))).fact
+        except FileNotFoundError:
+            return False
+        return isinstance(fact, Removed) and "journal" in fact.parts
+
+    def _check_stays(self) -> None:
+        if "journal" in self.state.removed:
+            raise JournalError(self._being_removed())
+
+    def _being_removed(self) -> str:
+        return (
+            f"{self._folder.root} is being removed, as its job's retain.journal says. "
+            "`batchrouter runs prune` ends that; afterwards this run key begins anew."
+        )
 
     def _check_there(self) -> None:
         # Who removes a run's folder under a live process must not find a history without its
@@ -148,6 +196,13 @@ class Journal:
             f"journal event {number} in {self._folder.root}/{_FOLDER} was written by another "
             "process and cannot be read. Run the same run key again to go on."
         )
+
+    def _numbers(self) -> list[int]:
+        return [
+            int(name.removesuffix(_SUFFIX))
+            for name in self._folder.names(_FOLDER)
+            if name.removesuffix(_SUFFIX).isdigit() and name.endswith(_SUFFIX)
+        ]
 
     def _path(self, number: int) -> str:
         return self._folder.path(_FOLDER, f"{number:06d}{_SUFFIX}")

@@ -13,6 +13,7 @@ from batchrouter.errors import (
     BatchFailedError,
     BatchrouterError,
     BudgetExceededError,
+    LandingError,
     NotFoundError,
     RunCancelledError,
 )
@@ -181,6 +182,7 @@ def land(context: RunContext, *, again: bool = False) -> None:
     from batchrouter.landing.land import land_parts  # noqa: PLC0415 - loads pyarrow
 
     generation = context.state.generation
+    _check_rows_kept(context)
     context.folder.ensure("rejects")
     collect_damaged(context)
     parts = _parts_to_land(context)
@@ -197,7 +199,7 @@ def land(context: RunContext, *, again: bool = False) -> None:
     )
     try:
         context.journal.append(
-            Landed(generation=generation, report=report.to_dict()),
+            Landed(generation=generation, report=report.to_dict(), retain=_retain(context)),
             still=lambda state: state.generation == generation and (again or state.landed is None),
         )
     except LostRaceError:
@@ -206,6 +208,21 @@ def land(context: RunContext, *, again: bool = False) -> None:
             land(context, again=True)
         raise
     _tidy(context)
+
+
+def _check_rows_kept(context: RunContext) -> None:
+    removed_at = context.state.removed.get("rows")
+    if removed_at is not None:
+        raise LandingError(
+            f"the row snapshot of run {context.identity.run_key!r} was removed from its folder on "
+            f"{removed_at:%Y-%m-%d}, so the table cannot be written anew: it stays as it was "
+            "landed. Open the run with on_rerun='rebuy' (CLI: --rebuy) to buy it anew."
+        )
+
+
+def _retain(context: RunContext) -> dict[str, str] | None:
+    retain = context.job.retain
+    return None if retain is None else retain.model_dump(exclude_none=True)
 
 
 def check_table(context: RunContext) -> None:

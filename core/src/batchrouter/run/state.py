@@ -65,6 +65,8 @@ class RunState:
     opened: events.Opened | None = None
     opened_at: datetime | None = None
     last_at: datetime | None = None
+    moved_at: datetime | None = None
+    """When the last event came that was no removal."""
     claim: str | None = None
     generation: int = 0
     fingerprint: dict[str, str] = field(default_factory=dict[str, str])
@@ -79,6 +81,10 @@ class RunState:
     stopped: events.Stopped | None = None
     landed: events.Landed | None = None
     landed_at: datetime | None = None
+    removed: dict[events.FolderPart, datetime] = field(
+        default_factory=dict[events.FolderPart, datetime]
+    )
+    """The parts of the folder that retention has taken from this generation, and when."""
 
     @property
     def committed_usd(self) -> Decimal:
@@ -127,11 +133,14 @@ class RunState:
                 self.purchases[fact.batch_id].ended = fact
             case events.Collected():
                 self.purchases[fact.batch_id].collected = fact
+                self.removed.pop("artifact", None)
             case _:
                 if fact.generation == self.generation:
                     self._apply_to_generation(fact, entry.at)
         self.entry_count = entry.number
         self.last_at = entry.at
+        if not isinstance(fact, events.Removed):
+            self.moved_at = entry.at
 
     def _begin_generation(self, fact: events.GenerationOpened) -> None:
         self.abandoned_usd += sum(
@@ -141,6 +150,7 @@ class RunState:
         self.fingerprint = fact.fingerprint
         self.manifest = self.built_at = self.quoted = None
         self.parts = {}
+        self.removed = {}
         self.cancel_asked = self.stopped = self.landed = self.landed_at = None
 
     def _apply_to_generation(
@@ -152,7 +162,8 @@ class RunState:
         | events.Refused
         | events.Bought
         | events.Stopped
-        | events.Landed,
+        | events.Landed
+        | events.Removed,
         at: datetime,
     ) -> None:
         match fact:
@@ -166,6 +177,8 @@ class RunState:
                 self.stopped = fact
             case events.Landed():
                 self.landed, self.landed_at = fact, at
+            case events.Removed():
+                self.removed |= dict.fromkeys(fact.parts, at)
             case _:
                 self._apply_to_part(fact, self.parts[fact.part], at)
 

@@ -17,6 +17,7 @@ from batchrouter.run.context import RunContext
 from batchrouter.run.decide import Step, decide
 from batchrouter.run.journal import LostRaceError
 from batchrouter.run.receipt import Receipt, receipt_of
+from batchrouter.run.retention import remove_due
 
 _log = logging.getLogger(__name__)
 
@@ -133,6 +134,7 @@ def _take(context: RunContext, step: Step) -> Waiting | Done | None:
         case Step.GIVE_UP:
             raise outcome.nothing_to_land(context)
         case Step.FINISHED:
+            remove_due(context)
             return Done(receipt(context))
     return None
 

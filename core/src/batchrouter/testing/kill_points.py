@@ -21,6 +21,7 @@ _JOURNALED = (
     "ended",
     "collected",
     "landed",
+    "removed",
 )
 """The types of a journal's events; each is written between two points."""
 
@@ -52,6 +53,8 @@ RUN_KILL_POINTS: Final[tuple[str, ...]] = (
     "landing.after_quarantine",
     "landing.before_commit",
     "landing.after_commit",
+    "prune.before_delete",
+    "prune.after_delete",
 )
 """Where a process that carries on a run may die, in the order of a run."""
 
