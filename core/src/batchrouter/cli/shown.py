@@ -87,6 +87,9 @@ def show_receipt(receipt: "Receipt") -> None:
         ("lanes", _lanes(receipt)),
         ("tokens", f"{receipt.input_tokens:,} in, {receipt.output_tokens:,} out"),
     ]
+    if receipt.saved_requests:
+        saved = counted(receipt.saved_requests, "request")
+        rows.append(("saved", f"{saved}: these rows took the answer of an equal one"))
     if receipt.error_codes:
         codes = ", ".join(f"{number:,} {code}" for code, number in receipt.error_codes.items())
         rows.append(("errors", codes))

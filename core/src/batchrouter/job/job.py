@@ -126,6 +126,7 @@ class Job(JobPart):
     keep: Names = Field((), description="source columns to carry into the table")
     on_null: Literal["error", "empty", "skip"] = "error"
     parts: Parts | None = Field(None, description="where to cut the manifest")
+    dedupe: bool = Field(default=False, description="whether equal requests are sent once")
     retain: Retain | None = Field(None, description="how long the run folder keeps what")
 
     if TYPE_CHECKING:  # one key may be given as text, a budget as text or a number
@@ -145,6 +146,7 @@ class Job(JobPart):
             keep: str | Sequence[str] = ...,
             on_null: Literal["error", "empty", "skip"] = ...,
             parts: Parts | Mapping[str, int] | None = ...,
+            dedupe: bool = ...,
             retain: Retain | Mapping[str, str] | None = ...,
         ) -> None: ...
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from batchrouter.landing.lines import read_lines
 from batchrouter.landing.rejects import Rejects
 
 _ROWS_A_CHUNK = 8_192
-_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "48MB",
     "threads": 1,
     "preserve_insertion_order": False,
@@ -79,8 +79,8 @@ def find_by_index(
     with tempfile.TemporaryDirectory(prefix="batchrouter-landing-") as folder:
         spill = Path(folder)
         try:
-            local_path = _local(fs, artifact_path, spill)
-            with duckdb.connect(str(spill / "index.duckdb"), config=_SETTINGS) as index:
+            local_path = local_copy(fs, artifact_path, spill / "artifact.jsonl")
+            with duckdb.connect(str(spill / "index.duckdb"), config=SETTINGS) as index:
                 index.execute("SET temp_directory = ?", [str(spill / "spill")])
                 _fill(index, local_path, from_byte, item_ids, rejects)
                 yield from _matched(index, local_path, rows_done, rejects)
@@ -88,10 +88,10 @@ def find_by_index(
             raise LandingError(f"an artifact out of order cannot be indexed: {error}") from error
 
 
-def _local(fs: fsspec.AbstractFileSystem, artifact_path: str, spill: Path) -> Path:
+def local_copy(fs: fsspec.AbstractFileSystem, artifact_path: str, copy: Path) -> Path:
+    """Give the artifact's own path if it is on a local disk; else copy it."""
     if isinstance(fs, LocalFileSystem):
         return Path(artifact_path)
-    copy = spill / "artifact.jsonl"
     with cast("Any", fs.open(artifact_path, "rb")) as source, copy.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
     return copy
@@ -109,38 +109,51 @@ def _fill(
     position = 0
     for ids in item_ids:
         positions = pa.array(range(position, position + len(ids)), pa.int64())
-        _insert(index, "rows", {"position": positions, "item_id": ids})
+        insert(index, "rows", {"position": positions, "item_id": ids})
         position += len(ids)
-    found: list[tuple[str, int, int]] = []
-    with local_path.open("rb") as file:
-        for at_byte, raw in read_lines(file, from_byte=from_byte):
-            try:
-                item_id = cast("str", read_line(raw).customer_item_id)
-            except UnreadableLineError as error:
-                rejects.add("unreadable", at_byte, raw, str(error))
-                continue
-            found.append((item_id, at_byte, len(raw)))
-            if len(found) == _ROWS_A_CHUNK:
-                _insert_lines(index, found)
-                found.clear()
-    _insert_lines(index, found)
-    index.execute(_FIRSTS)
-
-
-def _insert_lines(index: Any, found: list[tuple[str, int, int]]) -> None:
-    if found:
-        ids, offsets, sizes = zip(*found, strict=True)
+    for ids, offsets, sizes in readable_lines(local_path, from_byte=from_byte, rejects=rejects):
         columns = {
             "item_id": pa.array(ids, pa.string()),
             "at_byte": pa.array(offsets, pa.int64()),
             "size_bytes": pa.array(sizes, pa.int64()),
         }
-        _insert(index, "lines", columns)
+        insert(index, "lines", columns)
+    index.execute(_FIRSTS)
 
 
-def _insert(index: Any, table: str, columns: Mapping[str, "pa.Array[Any]"]) -> None:
+def readable_lines(
+    path: Path, *, from_byte: int = 0, rejects: Rejects | None = None
+) -> Iterator[tuple[Sequence[str], Sequence[int], Sequence[int]]]:
+    """Yield ids, offsets and sizes of the lines that can be read, some at a time."""
+    found: list[tuple[str, int, int]] = []
+    with path.open("rb") as file:
+        for at_byte, raw in read_lines(file, from_byte=from_byte):
+            try:
+                item_id = cast("str", read_line(raw).customer_item_id)
+            except UnreadableLineError as error:
+                if rejects is not None:
+                    rejects.add("unreadable", at_byte, raw, str(error))
+                continue
+            found.append((item_id, at_byte, len(raw)))
+            if len(found) == _ROWS_A_CHUNK:
+                yield _columns(found)
+                found.clear()
+    if found:
+        yield _columns(found)
+
+
+def _columns(
+    found: list[tuple[str, int, int]],
+) -> tuple[Sequence[str], Sequence[int], Sequence[int]]:
+    ids, offsets, sizes = zip(*found, strict=True)
+    return ids, offsets, sizes
+
+
+def insert(index: Any, table: str, columns: Mapping[str, "pa.Array[Any]"]) -> None:
+    """Append columns to a table of the index."""
     index.register("chunk", pa.table(dict(columns)))
-    index.execute(f"INSERT INTO {table} SELECT * FROM chunk")  # noqa: S608 # nosec B608 - our two names
+    # The names are our own.
+    index.execute(f"INSERT INTO {table} SELECT * FROM chunk")  # noqa: S608 # nosec B608
     index.unregister("chunk")
 
 
@@ -148,13 +161,13 @@ def _matched(
     index: Any, local_path: Path, rows_done: int, rejects: Rejects
 ) -> Iterator[Envelope | None]:
     with _reading(local_path) as file:
-        for at_byte, size_bytes, is_unknown in _rows(index, _REJECTED, rows_done):
+        for at_byte, size_bytes, is_unknown in rows_of(index, _REJECTED, [rows_done]):
             raw = os.pread(file, size_bytes, at_byte)
             if is_unknown:
                 rejects.add("unknown", at_byte, raw, "the item id is of no row of this part")
             else:
                 rejects.add("duplicate", at_byte, raw, "the item already has a line")
-        for at_byte, size_bytes in _rows(index, _IN_ROW_ORDER, rows_done):
+        for at_byte, size_bytes in rows_of(index, _IN_ROW_ORDER, [rows_done]):
             yield None if at_byte is None else read_line(os.pread(file, size_bytes, at_byte))
 
 
@@ -167,7 +180,8 @@ def _reading(path: Path) -> Generator[int, None, None]:
         os.close(file)
 
 
-def _rows(index: Any, query: str, rows_done: int) -> Iterator[tuple[Any, ...]]:
-    answer = index.execute(query, [rows_done])
+def rows_of(index: Any, query: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield a query's rows, some held at a time."""
+    answer = index.execute(query, values)
     while rows := answer.fetchmany(_ROWS_A_CHUNK):
         yield from rows

@@ -10,10 +10,12 @@ from batchrouter.landing.answers import Answers
 from batchrouter.landing.outcomes import (
     Outcome,
     outcome_of,
+    outcome_of_repeated,
     outcome_of_skipped,
     outcome_without_line,
 )
 from batchrouter.landing.outputs import OutputReader
+from batchrouter.landing.repeats import Repeated
 from batchrouter.landing.report import PartToLand
 from batchrouter.landing.table import landed_batch
 
@@ -37,13 +39,24 @@ class Judge:
         self._run_key = run_key
 
     def batches(
-        self, part: PartToLand, batches: Iterable[pa.RecordBatch], answers: Answers
+        self,
+        part: PartToLand,
+        batches: Iterable[pa.RecordBatch],
+        answers: Answers,
+        repeated: Iterator[Repeated],
     ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-        """Yield rows of the snapshot and the landed rows beside them, in bounded batches."""
+        """Yield rows of the snapshot and the landed rows beside them, in bounded batches.
+
+        Args:
+            part: The part.
+            batches: Its rows.
+            answers: The lines of those that were sent.
+            repeated: The answers of those that repeat another row's request, if there are any.
+        """
         for rows in batches:
             begin = 0
             while begin < len(rows):
-                outcomes = self._outcomes(part, rows.slice(begin), answers)
+                outcomes = self._outcomes(part, rows.slice(begin), answers, repeated)
                 some = rows.slice(begin, len(outcomes))
                 yield (
                     some,
@@ -58,7 +71,13 @@ class Judge:
                 )
                 begin += len(outcomes)
 
-    def _outcomes(self, part: PartToLand, rows: pa.RecordBatch, answers: Answers) -> list[Outcome]:
+    def _outcomes(
+        self,
+        part: PartToLand,
+        rows: pa.RecordBatch,
+        answers: Answers,
+        repeated: Iterator[Repeated],
+    ) -> list[Outcome]:
         """Judge rows until their outputs are as large as a batch may be."""
         ids = cast("list[str]", rows.column("_item_id").to_pylist())
         is_sent = rows.column("_line").is_valid().to_numpy(zero_copy_only=False)
@@ -77,6 +96,13 @@ class Judge:
                     else:
                         outcomes.append(outcome_of(line, self._reader))
                         held_bytes += len(line.output)
-            if end < len(ids):
-                outcomes.append(outcome_of_skipped(rows.column("_skip_reason")[end].as_py()))
+            if end == len(ids):
+                break
+            reason = rows.column("_skip_reason")[end].as_py()
+            if reason is not None:
+                outcomes.append(outcome_of_skipped(reason))
+            else:
+                of_part, line = next(repeated)
+                outcomes.append(outcome_of_repeated(of_part, line, self._reader))
+                held_bytes += len(line.output) if line else 0
         return outcomes

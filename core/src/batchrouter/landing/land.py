@@ -9,6 +9,7 @@ Kill points: ``landing.before_quarantine``, ``landing.after_quarantine``, and th
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import IO, Protocol, cast
 
 import fsspec
@@ -22,6 +23,7 @@ from batchrouter.landing.judging import Judge
 from batchrouter.landing.lines import CHUNK_BYTES, read_lines
 from batchrouter.landing.outputs import PLAIN_OUTPUT, RequestToLand, open_reader
 from batchrouter.landing.rejects import Rejects
+from batchrouter.landing.repeats import Repeated, repeated_answers
 from batchrouter.landing.report import LandingIdentity, LandingReport, PartToLand
 from batchrouter.landing.shares import Asked, SharedJudging, shares_of
 from batchrouter.landing.sinks import Sink
@@ -185,18 +187,23 @@ class _Landing:
         self, rejects_dir: str, token: str, tally: Tally, tell: Callable[[int], None]
     ) -> Iterator[pa.RecordBatch]:
         """Yield the table; raises instead of ending when the counts do not add up."""
-        for part, snapshot in zip(self._parts, self._snapshots, strict=True):
-            path = f"{rejects_dir.rstrip('/')}/{token}-part-{part.index:05d}.jsonl"
-            with Rejects(self._fs, path) as rejects:
-                for rows, batch in self._judged(part, snapshot, rejects):
-                    tally.add_batch(rows, batch)
-                    yield batch
-                    tell(tally.rows)
-            tally.end_part(part, rejects)
+        with closing(repeated_answers(self._fs, self._parts, self._snapshots)) as repeated:
+            for part, snapshot in zip(self._parts, self._snapshots, strict=True):
+                path = f"{rejects_dir.rstrip('/')}/{token}-part-{part.index:05d}.jsonl"
+                with Rejects(self._fs, path) as rejects:
+                    for rows, batch in self._judged(part, snapshot, rejects, repeated):
+                        tally.add_batch(rows, batch)
+                        yield batch
+                        tell(tally.rows)
+                tally.end_part(part, rejects)
         tally.reconcile(sum(part.row_count for part in self._parts))
 
     def _judged(
-        self, part: PartToLand, snapshot: Snapshot, rejects: Rejects
+        self,
+        part: PartToLand,
+        snapshot: Snapshot,
+        rejects: Rejects,
+        repeated: Iterator[Repeated],
     ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
         """Yield rows of the snapshot and the landed rows, in batches of bounded size."""
         from_byte = rows_done = 0
@@ -228,7 +235,7 @@ class _Landing:
             rows_done=rows_done,
         ) as answers:
             rows = snapshot.batches(self._batch_rows, groups=groups)
-            yield from self._judge.batches(part, rows, answers)
+            yield from self._judge.batches(part, rows, answers, repeated)
             answers.finish()
 
 

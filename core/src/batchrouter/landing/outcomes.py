@@ -41,6 +41,8 @@ class Outcome(msgspec.Struct, gc=False):
     cost_usd: str | None = None
     completed_at: str | None = None
     value: Any = None
+    batch_id: str | None = None
+    """Where it is not that of the row's own part."""
 
 
 def outcome_of(line: Envelope, reader: OutputReader) -> Outcome:
@@ -114,6 +116,29 @@ def outcome_without_line(part: PartToLand) -> Outcome:
     if part.artifact_path is None:
         return Outcome("missing", "no_artifact", told or "no artifact came for this part")
     return Outcome("missing", "no_line", "no readable line of the artifact names this item")
+
+
+def outcome_of_repeated(part: PartToLand, line: Envelope | None, reader: OutputReader) -> Outcome:
+    """Judge a row whose request was sent for another row of `part`; it cost nothing more.
+
+    Example:
+        >>> from batchrouter.landing.envelope import read_line
+        >>> from batchrouter.landing.outputs import TextReader
+        >>> cost = b'"cost": {"amount": "0.1"}'
+        >>> line = read_line(b'{"customer_item_id": "a", %s, "output": {"content": "yes"}}' % cost)
+        >>> outcome = outcome_of_repeated(PartToLand(0, "rows.parquet", 1), line, TextReader())
+        >>> outcome.value, outcome.cost_usd
+        ('yes', '0')
+    """
+    outcome = outcome_without_line(part) if line is None else outcome_of(line, reader)
+    outcome.batch_id = part.batch_id
+    if outcome.cost_usd is not None:
+        outcome.cost_usd = "0"
+    if outcome.input_tokens is not None:
+        outcome.input_tokens = 0
+    if outcome.output_tokens is not None:
+        outcome.output_tokens = 0
+    return outcome
 
 
 def outcome_of_skipped(reason: str | None) -> Outcome:

@@ -61,11 +61,11 @@ def shares_of(
 ) -> list[ShareOfPart]:
     """Cut a part at its snapshot's row groups; empty if it is not worth it or not in order.
 
-    Only a run folder on a local disk is shared.
+    Only a run folder on a local disk is shared, and no part whose rows take answers of others.
     """
     if part.artifact_path is None or not isinstance(fs, LocalFileSystem):
         return []
-    if process_count() == 1 or part.row_count < LEAST_ROWS:
+    if process_count() == 1 or part.row_count < LEAST_ROWS or snapshot.repeated_count:
         return []
     sent = snapshot.sent_by_group()
     firsts = np.concatenate(([0], np.cumsum(sent)))
@@ -195,7 +195,7 @@ def share_judge(setup: Mapping[str, Any]) -> Work:
             pa.ipc.new_stream(file, staged) as out,
         ):
             try:
-                for some, batch in judge.batches(part, rows, answers):
+                for some, batch in judge.batches(part, rows, answers, iter(())):
                     columns = [*batch.columns, some.column(_ROW)]
                     out.write_batch(pa.RecordBatch.from_arrays(columns, schema=staged))
                 answers.finish()

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from batchrouter.errors import LandingError
+from batchrouter.manifest.parts import REPEATED_ROWS
 
 _BUFFER_BYTES = 1 << 20
 _OWN = ("_row", "_line", "_item_id", "_request_hash", "_skip_reason")
@@ -33,6 +34,9 @@ class Snapshot:
         with self._open() as file:
             schema = file.schema_arrow
             self.row_count: int = file.metadata.num_rows
+            told = (file.metadata.metadata or {}).get(REPEATED_ROWS.encode(), b"0")
+            self.repeated_count = int(told)
+            """How many of the rows take the answer of another one."""
         absent = [name for name in (*_OWN, *carried) if name not in schema.names]
         if absent:
             raise LandingError(
@@ -64,6 +68,16 @@ class Snapshot:
         with self._open() as file:
             for batch in file.iter_batches(columns=["_line", "_item_id"], use_threads=False):
                 yield batch.column("_item_id").filter(pc.is_valid(batch.column("_line")))
+
+    def item_ids(self) -> Iterator[tuple["pa.Array[Any]", "pa.Array[Any]"]]:
+        """Yield the item ids of rows that were sent, and of those that repeat a request."""
+        columns = ["_line", "_item_id", "_skip_reason"]
+        with self._open() as file:
+            for batch in file.iter_batches(columns=columns, use_threads=False):
+                is_sent = pc.is_valid(batch.column("_line"))
+                is_skipped = pc.is_valid(batch.column("_skip_reason"))
+                ids = batch.column("_item_id")
+                yield ids.filter(is_sent), ids.filter(pc.invert(pc.or_(is_sent, is_skipped)))
 
     def _open(self) -> pq.ParquetFile:
         is_local = isinstance(self._fs, LocalFileSystem)

@@ -65,7 +65,7 @@ def landed_batch(
     carried = len(schema) - len(reader.fields) - len(_OWN)
     columns = [rows.column(name) for name in schema.names[:carried]]
     columns += reader.arrays([each.value for each in outcomes])
-    sent = [None if each.status == "skipped" else batch_id for each in outcomes]
+    sent = [None if o.status == "skipped" else o.batch_id or batch_id for o in outcomes]
     columns += [
         pa.array([each.status for each in outcomes], pa.string()),
         pa.array([each.code for each in outcomes], pa.string()),

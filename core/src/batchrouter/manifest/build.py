@@ -1,7 +1,8 @@
 """The build: a job's table → manifests and row snapshots, in one pass and in flat memory."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import fsspec
 import numpy as np
@@ -16,6 +17,7 @@ from batchrouter.manifest.kernel import Slice
 from batchrouter.manifest.keys import SeenKeys, refuse_duplicates
 from batchrouter.manifest.parts import MAX_BYTES, MAX_ITEMS, PartFiles, PartLimits
 from batchrouter.manifest.process import prepare_process
+from batchrouter.manifest.repeats import without_repeats
 from batchrouter.manifest.shares import SharedRendering
 from batchrouter.manifest.snapshot import snapshot_schema
 from batchrouter.manifest.sources import Source, open_source
@@ -77,6 +79,7 @@ def build_manifest(
         row_count=sum(part.row_count for part in parts),
         item_count=sum(part.item_count for part in parts),
         skipped_count=sum(part.skipped_count for part in parts),
+        repeated_count=sum(part.repeated_count for part in parts),
         max_output_tokens=cap,
         duration_s=round(time.monotonic() - started, 3),
     )
@@ -88,6 +91,18 @@ def _limits_of(job: Job) -> PartLimits:
         max_items=min(MAX_ITEMS, (parts and parts.max_items) or MAX_ITEMS),
         max_bytes=min(MAX_BYTES, (parts and parts.max_bytes) or MAX_BYTES),
     )
+
+
+def _told(
+    batches: Iterator[BatchLines], on_progress: Callable[[int], None] | None
+) -> Generator[BatchLines, None, None]:
+    """Tell the rows that were read, after each batch."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += batch.row_count
+        if on_progress:
+            on_progress(done)
 
 
 class _Build:
@@ -105,14 +120,13 @@ class _Build:
             SharedRendering.of(self._job, self._source, self._schema) if limit is None else None
         )
         writer = BatchWriter(self._job, self._schema)
-        with SeenKeys() as seen:
-            done = 0
-            for batch in shared.batches() if shared else self._batches(writer, limit):
+        batches = _told(shared.batches() if shared else self._batches(writer, limit), on_progress)
+        if self._job.dedupe:
+            batches = without_repeats(batches, self._schema)
+        with SeenKeys() as seen, contextlib.closing(batches):
+            for batch in batches:
                 seen.add(batch.digests)
                 self._write(batch)
-                done += batch.row_count
-                if on_progress:
-                    on_progress(done)
             self._files.close()
             key = self._job.key_columns
             refuse_duplicates(seen, key, lambda: self._files.rows_again(["_row", *key]))

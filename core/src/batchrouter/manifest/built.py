@@ -21,8 +21,9 @@ class BuiltPart:
         manifest_path: The manifest's file name inside the manifest folder.
         rows_path: The snapshot's file name inside the rows folder.
         item_count: Lines of the manifest; 0 when every row was skipped or there was none.
-        row_count: Rows of the snapshot: items and skipped rows.
-        skipped_count: Rows that were not sent.
+        row_count: Rows of the snapshot: items, skipped and repeated rows.
+        skipped_count: Rows that were not sent, since a NULL stands where a value must.
+        repeated_count: Rows that repeat the request of an earlier one, and take its answer.
         bytes: Size of the manifest.
         sha256: Of the manifest, hex.
         input_tokens_estimate: Mean per item, rounded up, times the items.
@@ -37,6 +38,7 @@ class BuiltPart:
     bytes: int
     sha256: str
     input_tokens_estimate: int
+    repeated_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,10 @@ class BuiltManifest:
 
     Attributes:
         parts: In the order of the source.
-        row_count: Rows that were read: items and skipped rows.
+        row_count: Rows of the snapshots: items, skipped and repeated rows.
         item_count: Requests.
         skipped_count: Rows that `on_null: skip` left out.
+        repeated_count: Rows that `dedupe` spared a request.
         max_output_tokens: The largest output cap that a request states, None when none does.
         duration_s: Wall time of the build.
     """
@@ -58,6 +61,7 @@ class BuiltManifest:
     skipped_count: int
     max_output_tokens: int | None
     duration_s: float
+    repeated_count: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Write it as JSON-safe values."""

@@ -24,6 +24,9 @@ MAX_ITEMS = 10_000_000
 MAX_BYTES = 5 * 2**30
 """The router's limits of a manifest (contract section 2)."""
 
+REPEATED_ROWS = "batchrouter.repeated_rows"
+"""In a snapshot's metadata: how many of its rows take the answer of another one, if any."""
+
 _ROW_GROUP_BYTES = 12 << 20
 _ROW_GROUP_ROWS = 128 * 1024
 _TEXT_COLUMNS_WITHOUT_REPEATS = {"_row", "_line", "_item_id", "_request_hash"}
@@ -114,6 +117,7 @@ class _OpenPart:
         self.size = 0
         self.item_count = 0
         self._row_count = 0
+        self._skipped_count = 0
         with storing(self._manifest_path):
             self._manifest: Any = fs.open(self._manifest_path, "wb")
         try:
@@ -133,6 +137,7 @@ class _OpenPart:
     def write_rows(self, rows: pa.RecordBatch) -> None:
         """Append rows to the snapshot."""
         self._row_count += len(rows)
+        self._skipped_count += len(rows) - rows.column("_skip_reason").null_count
         with storing(self._rows_path):
             self._rows.write(rows)
 
@@ -140,15 +145,17 @@ class _OpenPart:
         """Finish both files and say what they are."""
         with storing(self._manifest_path):
             self._manifest.close()
+        repeated_count = self._row_count - self._skipped_count - self.item_count
         with storing(self._rows_path):
-            self._rows.close()
+            self._rows.close(repeated_count)
         return BuiltPart(
             index=self._index,
             manifest_path=self._manifest_path.rsplit("/", 1)[-1],
             rows_path=self._rows_path.rsplit("/", 1)[-1],
             item_count=self.item_count,
             row_count=self._row_count,
-            skipped_count=self._row_count - self.item_count,
+            skipped_count=self._skipped_count,
+            repeated_count=repeated_count,
             bytes=self.size,
             sha256=self._hash.hexdigest(),
             input_tokens_estimate=tokens_estimate(self.size, self.item_count),
@@ -156,12 +163,11 @@ class _OpenPart:
 
     def abandon(self) -> None:
         """Let go of both files; they hold nothing of use."""
-        for file in (self._manifest, self._rows):
+        for end in (getattr(self._manifest, "discard", None), self._manifest.close):
             with contextlib.suppress(Exception):
-                discard = getattr(file, "discard", None)
-                discard() if discard else file.close()
-            with contextlib.suppress(Exception):
-                file.close()
+                if end is not None:
+                    end()
+        self._rows.abandon()
 
 
 class _SnapshotFile:
@@ -197,15 +203,17 @@ class _SnapshotFile:
             self._writer.write_table(table, row_group_size=max(1, self._waiting_rows))
             self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
 
-    def close(self) -> None:
+    def close(self, repeated_count: int) -> None:
         self._flush()
+        if repeated_count:
+            self._writer.add_key_value_metadata({REPEATED_ROWS: str(repeated_count)})
         self._writer.close()
         self._file.close()
 
-    def discard(self) -> None:
+    def abandon(self) -> None:
+        """Let go of the file; it holds nothing of use."""
         self._waiting = []
-        with contextlib.suppress(Exception):
-            self._writer.close()
-        discard = getattr(self._file, "discard", None)
-        if discard:
-            discard()
+        for end in (self._writer.close, getattr(self._file, "discard", None), self._file.close):
+            with contextlib.suppress(Exception):
+                if end is not None:
+                    end()

@@ -1,8 +1,7 @@
 """A build shared among processes: each renders row groups of the source, this one makes the parts.
 
-A worker writes two files for a row group, in a temporary folder: its lines one after the other,
-and an Arrow stream of its snapshot rows with each line's size. They come here in the source's
-order, so that the parts, their cuts and their hashes are those of a build in one process.
+A worker stages each row group in a temporary folder. The batches come here in the source's order,
+so that the parts, their cuts and their hashes are those of a build in one process.
 """
 
 import tempfile
@@ -10,26 +9,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from batchrouter.errors import JobError, SourceError
 from batchrouter.job import Job
-from batchrouter.manifest.arrow import py_buffer
-from batchrouter.manifest.kernel import SLICE_BYTES, Slice
 from batchrouter.manifest.lines import line_shape
-from batchrouter.manifest.snapshot import StagedRows, snapshot_schema
+from batchrouter.manifest.snapshot import snapshot_schema
 from batchrouter.manifest.sources import FileSource, Source, open_source
+from batchrouter.manifest.staging import Staged
 from batchrouter.manifest.storing import storing
 from batchrouter.manifest.workers import Json, Work, Workers, process_count
 from batchrouter.manifest.writing import BatchLines, BatchWriter
 
 LEAST_ROWS = 50_000
 """A smaller table is built sooner than workers have started."""
-
-_SIZE, _DIGEST = "_size", "_digest"
-_DIGEST_TYPE = pa.binary(16)
 
 
 class SharedRendering:
@@ -71,7 +64,7 @@ class SharedRendering:
                 self.max_output_tokens = max(
                     filter(None, (self.max_output_tokens, said["cap"])), default=None
                 )
-                yield from _staged(Path(folder.name), at, self._schema)
+                yield from Staged(Path(folder.name), str(at), self._schema).batches()
 
 
 def _document(job: Job) -> Json | None:
@@ -100,70 +93,11 @@ def share_renderer(setup: Mapping[str, Any]) -> Work:
     def render(unit: Json) -> Json:
         writer = BatchWriter(job, schema)
         share = shares[unit["share"]]
-        lines_path, rows_path = _paths(folder, unit["share"])
         row = share.first_row
-        staged = schema.append(pa.field(_SIZE, pa.int64())).append(pa.field(_DIGEST, _DIGEST_TYPE))
-        with (
-            storing(str(folder)),
-            lines_path.open("wb") as lines,
-            pa.OSFile(str(rows_path), "wb") as file,
-            pa.ipc.new_stream(file, staged) as rows,
-        ):
+        with Staged(folder, str(unit["share"]), schema).writer() as staged:
             for batch in source.batches_of(writer.columns, share):
-                rows.write_batch(_stage(writer.lines_of(batch, row), lines, staged))
+                staged.write(writer.lines_of(batch, row))
                 row += len(batch)
         return {"cap": writer.max_output_tokens}
 
     return render
-
-
-def _stage(batch: BatchLines, lines: Any, schema: pa.Schema) -> pa.RecordBatch:
-    sizes = np.zeros(batch.row_count, np.int64)
-    for piece, sent in batch.slices:
-        lines.write(piece.lines)
-        sizes[sent] = np.diff(piece.ends, prepend=0)
-        batch.snapshot.number(sent, 0)
-    rows = batch.snapshot.until(batch.row_count)
-    buffers = [None, py_buffer(batch.digests)]
-    digests = pa.Array.from_buffers(_DIGEST_TYPE, batch.row_count, buffers)
-    return pa.RecordBatch.from_arrays([*rows.columns, pa.array(sizes), digests], schema=schema)
-
-
-def _paths(folder: Path, share: int) -> tuple[Path, Path]:
-    return folder / f"{share}.jsonl", folder / f"{share}.arrows"
-
-
-def _staged(folder: Path, share: int, schema: pa.Schema) -> Iterator[BatchLines]:
-    """Read a share again, and remove it."""
-    lines_path, rows_path = _paths(folder, share)
-    with (
-        storing(str(folder)),
-        lines_path.open("rb", buffering=0) as lines,
-        pa.OSFile(str(rows_path), "rb") as file,
-        pa.ipc.open_stream(file) as stream,
-    ):
-        lines_path.unlink()
-        rows_path.unlink()
-        for batch in stream:
-            sizes = batch.column(_SIZE).to_numpy()
-            digests: Any = batch.column(_DIGEST)
-            start = digests.offset * 16
-            raw = memoryview(digests.buffers()[1])[start : start + len(batch) * 16]
-            rows = batch.select(schema.names)
-            first_row = rows.column("_row")[0].as_py()
-            snapshot = StagedRows(schema, rows)
-            yield BatchLines(first_row, len(batch), raw.tobytes(), _slices(lines, sizes), snapshot)
-
-
-def _slices(
-    lines: Any, sizes: npt.NDArray[np.int64]
-) -> Iterator[tuple[Slice, npt.NDArray[np.int64]]]:
-    sent = np.flatnonzero(sizes)
-    ends = np.cumsum(sizes[sent])
-    start = 0
-    while start < len(sent):
-        before = int(ends[start - 1]) if start else 0
-        end = max(start + 1, int(np.searchsorted(ends, before + SLICE_BYTES, side="right")))
-        data = lines.read(int(ends[end - 1]) - before)
-        yield Slice(start, memoryview(data), ends[start:end] - before), sent[start:end]
-        start = end

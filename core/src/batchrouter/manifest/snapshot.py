@@ -23,10 +23,13 @@ def snapshot_schema(job: Job, source: pa.Schema) -> pa.Schema:
 
     Returns:
         `_row` int64: the row's position in the source, over all parts, from 0.
-        `_line` int64: the item's line in its part's manifest, from 0; NULL when it was skipped.
-        `_item_id` string: 26 characters; also for a skipped row.
+        `_line` int64: the item's line in its part's manifest, from 0; NULL when the row was
+            skipped, or repeats the request of another one.
+        `_item_id` string: 26 characters, the item whose answer the row takes: its own, or that of
+            the row whose request it repeats, which may stand in an earlier part. Its own for a
+            skipped row.
         `_request_hash` string: `1-` and 26 characters; NULL when it was skipped.
-        `_skip_reason` string: `null:<column>`; NULL when it was sent.
+        `_skip_reason` string: `null:<column>`; NULL when it was not skipped.
         Then the key columns and the kept ones, with the source's types (dictionaries and views
         as the types of their values).
     """
@@ -48,17 +51,18 @@ class SnapshotRows:
         self._schema = schema
         self._rows = rows
         self._lines = np.full(count, _SKIPPED, np.int64)
-        self._digests = np.zeros((count, _DIGEST_BYTES), np.uint8)
+        self.request_digests = np.zeros((count, _DIGEST_BYTES), np.uint8)
+        """16 bytes of each request's hash; zeros for a row that is not sent."""
         self._next = 0
 
     def add_hashes(self, piece: Slice, sent: npt.NDArray[np.int64]) -> None:
         """Hash each line of a slice without its item id."""
         ends = piece.ends - 1
-        starts = np.concatenate(([0], piece.ends[:-1])) + REQUEST_START
+        starts = piece.starts + REQUEST_START
         # No line of Python runs for a row: C calls C.
         requests = map(piece.lines.__getitem__, map(slice, starts.tolist(), ends.tolist()))
         digests = map(xxhash.xxh3_128_digest, requests)
-        self._digests[sent] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES)
+        self.request_digests[sent] = _as_rows(b"".join(digests))
 
     def number(self, sent: npt.NDArray[np.int64], first_line: int) -> None:
         """Note the lines of rows that were written in a run."""
@@ -71,7 +75,7 @@ class SnapshotRows:
         count = end - start
         skipped = self._lines[chosen] == _SKIPPED
         first = self._rows.first_row + start
-        hashes = codes(self._digests[chosen].tobytes(), _HASH_PREFIX)
+        hashes = codes(self.request_digests[chosen].tobytes(), _HASH_PREFIX)
         arrays = [
             pa.array(np.arange(first, first + count)),
             pa.array(self._lines[chosen], mask=skipped),
@@ -84,13 +88,25 @@ class SnapshotRows:
 
 
 class StagedRows(SnapshotRows):
-    """Snapshot rows that were made elsewhere, and lack only the numbers of their lines."""
+    """Snapshot rows that were made before, and lack only the numbers of their lines."""
 
-    def __init__(self, schema: pa.Schema, rows: pa.RecordBatch) -> None:
+    def __init__(
+        self, schema: pa.Schema, rows: pa.RecordBatch, digests: bytes, request_digests: bytes
+    ) -> None:
         self._schema = schema
         self._batch = rows
+        self._digests = _as_rows(digests)
+        self._takes_another = False
         self._lines = np.full(len(rows), _SKIPPED, np.int64)
+        self.request_digests = _as_rows(request_digests)
         self._next = 0
+
+    def repeat(self, rows: npt.NDArray[np.int64], digests: bytes) -> None:
+        """Let rows take the answers of other items, whose keys have these digests."""
+        if not self._takes_another:
+            self._digests = self._digests.copy()
+            self._takes_another = True
+        self._digests[rows] = _as_rows(digests)
 
     def until(self, end: int) -> pa.RecordBatch:
         """Give the rows from the last call's end up to `end`."""
@@ -98,7 +114,13 @@ class StagedRows(SnapshotRows):
         lines = self._lines[start:end]
         columns = self._batch.slice(start, end - start).columns
         columns[1] = pa.array(lines, mask=lines == _SKIPPED)
+        if self._takes_another:
+            columns[2] = codes(self._digests[start:end].tobytes())
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
+def _as_rows(digests: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(digests, np.uint8).reshape(-1, _DIGEST_BYTES)
 
 
 def _masked(texts: Array, nulls: npt.NDArray[np.bool_]) -> Array:

@@ -44,6 +44,7 @@ class Receipt:
         quoted_usd: The locked price of all batches of the run, over all generations.
         settled_usd: What they cost; never above `quoted_usd`. None while the API has not
             settled a batch, or of a purchase that could never be settled.
+        saved_requests: Rows that repeat another row's request and took its answer (``dedupe``).
         location: Where the table is.
         quarantined: Artifact lines that could not be read; they are in the run folder.
         batch_ids: The first eight; `batch_count` has all.
@@ -64,6 +65,7 @@ class Receipt:
     input_tokens: int
     output_tokens: int
     quarantined: int
+    saved_requests: int
     location: str
     error_codes: dict[str, int]
     started_at: datetime
@@ -152,6 +154,7 @@ def receipt_of(state: RunState, *, job_name: str, budget_usd: Decimal | None) ->
         input_tokens=int(report.get("input_tokens", 0)),
         output_tokens=int(report.get("output_tokens", 0)),
         quarantined=int(report.get("quarantined", 0)),
+        saved_requests=int((state.manifest or {}).get("repeated_count", 0)),
         location=str(report["location"]),
         error_codes=dict(list(report.get("error_codes", {}).items())[:_SHOWN]),
         started_at=state.opened_at,
