@@ -12,11 +12,22 @@ from sqlalchemy import select, update
 
 from batchrouter.server.delivery.schedule import DeliverySchedule
 from batchrouter.server.storage import retention, vault
+from batchrouter.server.storage.clock import now_us
 from batchrouter.server.storage.retention import end_retention
-from batchrouter.server.storage.tables import batches, files
+from batchrouter.server.storage.tables import (
+    batch_lanes,
+    batches,
+    chunks,
+    events,
+    files,
+    idempotency_keys,
+    quotes,
+    workspaces,
+)
 from batchrouter.server.storage.vault import Vault
 
 MIB = 1024 * 1024
+WEBHOOK = {"url": "http://127.0.0.1:9/h", "secret": "whsec_0123456789"}
 
 
 def cursor(content: bytes) -> str:
@@ -223,7 +234,8 @@ def test_retention_ends_as_many_as_are_over(surface: Any, monkeypatch: pytest.Mo
     for _ in range(5):
         surface.finish(surface.buy()["id"], "failed")
     with surface.services.database.writing() as conn:
-        conn.execute(update(batches).values(artifact_expires_at=1, completed_at=1))
+        ended_at = now_us() - 8 * 86_400_000_000
+        conn.execute(update(batches).values(artifact_expires_at=1, completed_at=ended_at))
 
     end_retention(surface.services)
 
@@ -231,6 +243,40 @@ def test_retention_ends_as_many_as_are_over(surface: Any, monkeypatch: pytest.Mo
         assert set(conn.execute(select(batches.c.artifact_key)).scalars()) == {None}
         assert None not in set(conn.execute(select(files.c.deleted_at)).scalars())
     assert surface.stored() == []
+
+
+def test_a_batch_of_long_ago_goes_with_all_that_is_its_own_but_its_cost(surface: Any) -> None:
+    old, kept, owed = (surface.buy(webhook=WEBHOOK) for _ in range(3))
+    for each in (old, kept, owed):
+        surface.finish(each["id"], "failed")
+    gone = now_us() - 401 * 86_400_000_000
+    with surface.services.database.writing() as conn:
+        conn.execute(update(batches).values(artifact_expires_at=1))
+        conn.execute(
+            update(batches)
+            .where(batches.c.id.in_([old["id"], owed["id"]]))
+            .values(completed_at=gone)
+        )
+        conn.execute(update(files).values(created_at=gone, deleted_at=gone))
+        conn.execute(update(events).values(created_at=gone, next_attempt_at=None))
+        conn.execute(
+            update(events).where(events.c.batch_id == owed["id"]).values(next_attempt_at=2**60)
+        )
+        before = conn.execute(select(workspaces)).all()
+
+    end_retention(surface.services)
+
+    assert surface.client.get(f"/v1/batches/{old['id']}").status_code == 404
+    for each in (kept, owed):
+        assert surface.client.get(f"/v1/batches/{each['id']}").status_code == 200
+    with surface.services.database.reading() as conn:
+        for table in (chunks, batch_lanes, events, idempotency_keys):
+            assert old["id"] not in set(conn.execute(select(table.c.batch_id)).scalars())
+        assert set(conn.execute(select(events.c.batch_id)).scalars()) == {owed["id"]}
+        assert old["quote_id"] not in set(conn.execute(select(quotes.c.id)).scalars())
+        left = set(conn.execute(select(files.c.id)).scalars())
+        assert left == {kept["input_file_id"], owed["input_file_id"]}
+        assert conn.execute(select(workspaces)).all() == before
 
 
 def test_the_api_describes_keys_parameters_and_refusals_as_they_are(surface: Any) -> None:

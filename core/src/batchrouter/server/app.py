@@ -37,7 +37,6 @@ from batchrouter.server.storage.vault import Vault
 __all__ = ["AppSettings", "create_app"]
 
 _LOG = logging.getLogger("batchrouter.server")
-_HOUSEKEEPING_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +157,13 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
 
 async def _keep_house(services: Services) -> None:
-    """Let go of what its retention has ended for, every hour."""
+    """Let go of what its retention has ended for, every hour or as configured."""
     while True:
         try:
             await run_in_threadpool(end_retention, services)
         except Exception as error:  # noqa: BLE001 - the next hour is another try
             _LOG.error("retention failed", exc_info=error)
-        await asyncio.sleep(_HOUSEKEEPING_S)
+        await asyncio.sleep(services.config.retention.sweep_every_s)
 
 
 def _healthz() -> dict[str, str]:

@@ -221,7 +221,7 @@ class Assumptions(_Part):
 
 
 class Limits(_Part):
-    """What one caller may send, and for how long things are kept (contract section 2)."""
+    """What one caller may send (contract section 2)."""
 
     json_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
     inline_items: Annotated[int, Field(ge=1)] = 5_000
@@ -230,10 +230,6 @@ class Limits(_Part):
     manifest_line_bytes: Annotated[int, Field(ge=64)] = 1024 * 1024
     signed_url_s: Annotated[int, Field(ge=1)] = 900
     quote_s: Annotated[int, Field(ge=1)] = 600
-    unused_upload_days: Annotated[int, Field(ge=1)] = 7
-    manifest_after_end_days: Annotated[int, Field(ge=0)] = 7
-    artifact_days: Annotated[int, Field(ge=1)] = 30
-    quote_days: Annotated[int, Field(ge=1)] = 90
     # Per API key; 0 is no limit.
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
     quote_usd: Usd = Decimal(1_000_000)
@@ -243,6 +239,29 @@ class Limits(_Part):
         # Sums of 10^-12 dollar stand in 64-bit columns, which end at 9.2 million dollars.
         if self.quote_usd > Decimal(4_000_000):
             raise ValueError("quote_usd may be 4000000 at most")
+        return self
+
+
+Days = Annotated[float, Field(gt=0, le=36_500, allow_inf_nan=False)]
+
+
+class Retention(_Part):
+    """For how long things are kept (contract section 2); a batch outlives all that is its own."""
+
+    unused_upload_days: Days = 7
+    manifest_after_end_days: Days = 7
+    artifact_days: Days = 30
+    quote_days: Days = 90
+    event_days: Days = 30
+    batch_days: Days = 400
+    workflow_days: Days = 1
+    sweep_every_s: Annotated[float, Field(ge=1, le=86_400)] = 3600
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("manifest_after_end_days", "artifact_days", "event_days", "workflow_days"):
+            if getattr(self, name) > self.batch_days:
+                raise ValueError(f"{name} is above batch_days: nothing outlives its batch")
         return self
 
 
@@ -265,6 +284,7 @@ class RouterConfig(_Part):
         workflows: What can be bought as an outcome.
         assumptions: Token figures by task.
         limits: What one caller may send.
+        retention: For how long things are kept.
         credits: What a fresh workspace may spend.
         public_url: The base of signed URLs, when callers do not reach the router under the
             address that it listens on.
@@ -276,6 +296,7 @@ class RouterConfig(_Part):
     workflows: tuple[WorkflowConfig, ...] = ()
     assumptions: Assumptions = Assumptions()
     limits: Limits = Limits()
+    retention: Retention = Retention()
     credits: Credits = Credits()
     public_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$")] | None = None
     allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")], ...] = ()

@@ -5,6 +5,7 @@ writing transaction takes the write lock at its start (`BEGIN IMMEDIATE`), so th
 is still true when it writes.
 """
 
+import contextlib
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -50,7 +51,10 @@ class Database:
             ConfigError: The file was written by a newer router.
         """
         # WAL and shared-memory files take the mode of the file that they stand beside.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # A file that exists is left alone: closing it would drop every lock that this process has
+        # on it (POSIX), and another connection's WAL could be deleted under it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         database = cls(create_sqlite_engine(path))
         database._create_schema()
         return database

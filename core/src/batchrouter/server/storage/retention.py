@@ -7,12 +7,21 @@ from sqlalchemy import exists, or_, select, update
 from batchrouter import killpoints
 from batchrouter.server.services import Services
 from batchrouter.server.storage.clock import now_us
-from batchrouter.server.storage.tables import batches, files, quotes
+from batchrouter.server.storage.tables import (
+    batch_lanes,
+    batches,
+    chunks,
+    events,
+    files,
+    idempotency_keys,
+    quotes,
+)
 
 __all__ = ["clear_leftovers", "end_retention"]
 
 _DAY_US = 86_400_000_000
-_AT_ONCE = 500
+_AT_ONCE = 200
+"""How many a transaction takes: others wait for its end."""
 
 
 def clear_leftovers(services: Services, *, before_s: float) -> None:
@@ -32,39 +41,41 @@ def clear_leftovers(services: Services, *, before_s: float) -> None:
 
 
 def end_retention(services: Services) -> None:
-    """Delete manifests and artifacts whose time is over, and old quotes that bought nothing.
+    """Delete what has been kept for long enough, by `router.toml`'s `retention`.
 
     Unused uploads go after a week, manifests a week after the last batch over them ended,
-    artifacts at the time that their batch names. Rows of files and batches stay, so that
-    nothing that was bought is ever unknown.
+    artifacts at the time that their batch names, events a month after they were made, quotes that
+    bought nothing after 90 days. A batch itself goes after 400 days, with its quote, chunks and
+    idempotency key, and answers 404 from then on; what it cost stays in its workspace's books.
     """
-    while _end_manifests(services) == _AT_ONCE:
-        pass
-    while _end_artifacts(services) == _AT_ONCE:
-        pass
-    limits = services.config.limits
+    for end_some in (_end_manifests, _end_artifacts, _end_events, _end_batches, _end_files):
+        while end_some(services) == _AT_ONCE:
+            pass
     with services.database.writing() as conn:
         conn.execute(
             quotes.delete().where(
                 quotes.c.accepted_batch_id.is_(None),
-                quotes.c.created_at < now_us() - limits.quote_days * _DAY_US,
+                quotes.c.created_at < _ago_us(services.config.retention.quote_days),
             )
         )
 
 
+def _ago_us(days: float) -> int:
+    return now_us() - int(days * _DAY_US)
+
+
 def _end_manifests(services: Services) -> int:
     """End some; returns how many."""
-    limits = services.config.limits
-    now = now_us()
+    retention = services.config.retention
     used = exists().where(batches.c.file_id == files.c.id)
     needed = exists().where(
         batches.c.file_id == files.c.id,
         or_(
             batches.c.completed_at.is_(None),
-            batches.c.completed_at > now - limits.manifest_after_end_days * _DAY_US,
+            batches.c.completed_at > _ago_us(retention.manifest_after_end_days),
         ),
     )
-    over = or_(used, files.c.created_at < now - limits.unused_upload_days * _DAY_US)
+    over = or_(used, files.c.created_at < _ago_us(retention.unused_upload_days))
     with services.database.writing() as conn:
         ended = conn.execute(
             update(files)
@@ -75,7 +86,7 @@ def _end_manifests(services: Services) -> int:
                     .limit(_AT_ONCE)
                 )
             )
-            .values(deleted_at=now)
+            .values(deleted_at=now_us())
             .returning(files.c.object_key)
         ).scalars()
         keys = list(ended)
@@ -103,3 +114,56 @@ def _end_artifacts(services: Services) -> int:
             .values(artifact_key=None)
         )
     return len(ended)
+
+
+def _end_events(services: Services) -> int:
+    """Delete some events that are delivered or given up on."""
+    old = (
+        select(events.c.id)
+        .where(
+            events.c.next_attempt_at.is_(None),
+            events.c.created_at < _ago_us(services.config.retention.event_days),
+        )
+        .limit(_AT_ONCE)
+    )
+    with services.database.writing() as conn:
+        return conn.execute(events.delete().where(events.c.id.in_(old))).rowcount
+
+
+def _end_batches(services: Services) -> int:
+    """Delete some batches with all that is theirs; their objects have gone before."""
+    old = (
+        select(batches.c.id, batches.c.quote_id)
+        .where(
+            batches.c.completed_at < _ago_us(services.config.retention.batch_days),
+            batches.c.charged_micro.is_not(None),
+            batches.c.artifact_key.is_(None),
+            ~exists().where(
+                events.c.batch_id == batches.c.id, events.c.next_attempt_at.is_not(None)
+            ),
+        )
+        .order_by(batches.c.completed_at)
+        .limit(_AT_ONCE)
+    )
+    with services.database.writing() as conn:
+        ended = conn.execute(old).all()
+        ids = [batch.id for batch in ended]
+        for table in (chunks, batch_lanes, events, idempotency_keys):
+            conn.execute(table.delete().where(table.c.batch_id.in_(ids)))
+        conn.execute(batches.delete().where(batches.c.id.in_(ids)))
+        conn.execute(quotes.delete().where(quotes.c.id.in_([batch.quote_id for batch in ended])))
+    return len(ended)
+
+
+def _end_files(services: Services) -> int:
+    """Delete some rows of manifests that are gone, when no batch names them any more."""
+    old = (
+        select(files.c.id)
+        .where(
+            files.c.deleted_at < _ago_us(services.config.retention.unused_upload_days),
+            ~exists().where(batches.c.file_id == files.c.id),
+        )
+        .limit(_AT_ONCE)
+    )
+    with services.database.writing() as conn:
+        return conn.execute(files.delete().where(files.c.id.in_(old))).rowcount

@@ -53,8 +53,6 @@ _BATCHES_AT_ONCE = 16
 _CHUNKS_AT_ONCE_PER_BATCH = 16
 _CHUNKS_AT_ONCE = 128
 
-_RETAIN = timedelta(days=1)
-_SWEEP_EVERY_S = 3600.0
 _SWEEP_AT_ONCE = 500
 _STOP_WITHIN_S = 10.0
 
@@ -88,6 +86,7 @@ class Engine:
     ) -> None:
         self._database = database
         self._folder = folder
+        self._retention = config.retention
         self._pulse = Pulse()
         self._shop = Shop(
             database=database,
@@ -245,17 +244,19 @@ class Engine:
     async def _sweep(self) -> None:
         """Delete the workflows of batches that ended long ago; our own tables stay."""
         while True:
-            await asyncio.sleep(_SWEEP_EVERY_S)
+            await asyncio.sleep(self._retention.sweep_every_s)
             try:
-                await asyncio.to_thread(_delete_ended_workflows)
+                await asyncio.to_thread(
+                    _delete_ended_workflows, timedelta(days=self._retention.workflow_days)
+                )
             except Exception as error:  # noqa: BLE001 - tidying up must not end with the first full disk
                 _log.warning("old workflows could not be deleted: %s", type(error).__name__)
 
 
-def _delete_ended_workflows() -> None:
+def _delete_ended_workflows(kept_for: timedelta) -> None:
     from dbos import DBOS  # noqa: PLC0415 - see `Engine.stop`
 
-    before = (datetime.now(UTC) - _RETAIN).isoformat()
+    before = (datetime.now(UTC) - kept_for).isoformat()
     while ended := DBOS.list_workflows(
         status=["SUCCESS", "ERROR", "CANCELLED"],
         completed_before=before,

@@ -49,7 +49,7 @@ def merge(shop: Shop, order: Order) -> Artifact:
         artifact.commit()
         written_bytes = artifact.written_bytes
     killpoints.reached("work.after_artifact_stored")
-    expires_at = now_us() + shop.config.limits.artifact_days * _US_PER_DAY
+    expires_at = now_us() + int(shop.config.retention.artifact_days * _US_PER_DAY)
     return Artifact(key, written_bytes, digest.hexdigest(), expires_at)
 
 
