@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from batchrouter.cli.console import out, say_json
-from batchrouter.cli.diagnosis import Finding, examine
+from batchrouter.cli.diagnosis import examine
+from batchrouter.cli.finding import Finding
 from batchrouter.cli.options import account_options, json_option
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ _MARKS: Final = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[re
 def doctor(*, base_url: str | None, runs_url: str | None, as_json: bool) -> None:
     """Say what is wrong with a set-up, and what to do.
 
-    Looks at Python, the extras, the settings, the router, the key and its scopes, the clock, the
-    runs folder and the inbox. Buys nothing; what it writes into the runs folder, it removes.
+    Looks at Python, the libraries, the settings, the router, the key and its scopes, the clock,
+    the runs folder, the inbox and the webhook receiver. Buys nothing; what it writes into the
+    runs folder, it removes. With webhooks, one `doctor.ping` stays in the inbox for a week;
+    no wait heeds it.
     """
     found: list[Finding] = []
     for finding in examine(base_url=base_url, runs_url=runs_url):
