@@ -271,6 +271,7 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def the_books_add_up(self) -> None:
         with self.stage.books.connect() as conn:
+            conn.exec_driver_sql("BEGIN")  # one snapshot: batches settle meanwhile
             account = conn.execute(
                 text("select * from workspaces where name = :name"), {"name": self.workspace}
             ).one()
