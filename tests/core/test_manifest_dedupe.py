@@ -167,7 +167,7 @@ def test_a_hash_that_two_requests_share_spares_neither(
 def test_the_first_row_is_found_wherever_hashes_and_rows_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
 ) -> None:
-    monkeypatch.setattr("batchrouter.manifest.repeats._HELD_BYTES", held_bytes)
+    monkeypatch.setattr("batchrouter.manifest.files._HELD_BYTES", held_bytes)
     monkeypatch.setattr("batchrouter.manifest.repeats._ROWS_A_FILE", 100)
     chance = np.random.default_rng(7)
     requests = chance.integers(0, 300, 1000)

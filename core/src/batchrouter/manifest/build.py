@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import fsspec
 import numpy as np
@@ -22,6 +22,7 @@ from batchrouter.manifest.shares import SharedRendering
 from batchrouter.manifest.snapshot import snapshot_schema
 from batchrouter.manifest.sources import Source, open_source
 from batchrouter.manifest.storing import storing
+from batchrouter.manifest.unchanged import UnchangedRows
 from batchrouter.manifest.writing import BatchLines, BatchWriter
 
 
@@ -34,6 +35,7 @@ def build_manifest(
     token: str,
     on_progress: Callable[[int], None] | None = None,
     limit: int | None = None,
+    bought: Iterable[pa.RecordBatch] | None = None,
 ) -> BuiltManifest:
     """Write a job's manifest and its row snapshot, part by part.
 
@@ -49,12 +51,15 @@ def build_manifest(
         token: Starts the files' names; choose it unique per attempt.
         on_progress: Called with the number of rows done, after each batch.
         limit: Read only the first rows.
+        bought: The key's columns and `_request_hash` of the rows that the table holds as
+            succeeded: rows with the same key and request are left out, and counted as unchanged.
 
     Raises:
         SourceError: The table cannot be read, or lacks a column.
         ManifestError: A row cannot become a request; names the column and the row.
         NullKeyError: A key column holds NULL.
         DuplicateKeyError: Two rows share a key.
+        SinkError: What is `bought` cannot be compared with the source.
         StorageError: The files cannot be written.
         WorkerDiedError: One of the processes that a large Parquet table is shared among died.
         In each case the files of this build are removed.
@@ -69,7 +74,8 @@ def build_manifest(
             fs.makedirs(folder, exist_ok=True)
     files = PartFiles(fs, (manifest_dir, rows_dir), token, schema, _limits_of(job))
     try:
-        cap = _Build(job, source, files, schema).run(on_progress, limit)
+        with UnchangedRows(bought, job.key_columns, schema) as unchanged:
+            cap = _Build(job, source, files, schema, unchanged).run(on_progress, limit)
     except BaseException:
         files.discard()
         raise
@@ -80,6 +86,7 @@ def build_manifest(
         item_count=sum(part.item_count for part in parts),
         skipped_count=sum(part.skipped_count for part in parts),
         repeated_count=sum(part.repeated_count for part in parts),
+        unchanged_count=unchanged.count,
         max_output_tokens=cap,
         duration_s=round(time.monotonic() - started, 3),
     )
@@ -108,18 +115,29 @@ def _told(
 class _Build:
     """One pass over the source."""
 
-    def __init__(self, job: Job, source: Source, files: PartFiles, schema: pa.Schema) -> None:
+    def __init__(
+        self,
+        job: Job,
+        source: Source,
+        files: PartFiles,
+        schema: pa.Schema,
+        unchanged: UnchangedRows,
+    ) -> None:
         self._job = job
         self._source = source
         self._files = files
         self._schema = schema
+        self._unchanged = unchanged
 
     def run(self, on_progress: Callable[[int], None] | None, limit: int | None) -> int | None:
         """Write everything; returns the largest output cap."""
+        bought = self._unchanged.bought
         shared = (
-            SharedRendering.of(self._job, self._source, self._schema) if limit is None else None
+            SharedRendering.of(self._job, self._source, self._schema, bought)
+            if limit is None
+            else None
         )
-        writer = BatchWriter(self._job, self._schema)
+        writer = BatchWriter(self._job, self._schema, bought)
         batches = _told(shared.batches() if shared else self._batches(writer, limit), on_progress)
         if self._job.dedupe:
             batches = without_repeats(batches, self._schema)
@@ -127,11 +145,15 @@ class _Build:
             for batch in batches:
                 seen.add(batch.digests)
                 self._write(batch)
+                self._unchanged.add(batch.snapshot)
             self._files.close()
-            key = self._job.key_columns
-            refuse_duplicates(seen, key, lambda: self._files.rows_again(["_row", *key]))
+            refuse_duplicates(seen, self._job.key_columns, self._keys_again)
         cap = self._job.request.max_output_tokens
         return (shared or writer).max_output_tokens if cap is None else cap
+
+    def _keys_again(self) -> Iterator[pa.RecordBatch]:
+        yield from self._files.rows_again(["_row", *self._job.key_columns])
+        yield from self._unchanged.keys()
 
     def _batches(self, writer: BatchWriter, limit: int | None) -> Iterator[BatchLines]:
         row, left = 0, limit

@@ -51,6 +51,7 @@ class BuiltManifest:
         item_count: Requests.
         skipped_count: Rows that `on_null: skip` left out.
         repeated_count: Rows that `dedupe` spared a request.
+        unchanged_count: Rows that stand in no part, since the table holds them already.
         max_output_tokens: The largest output cap that a request states, None when none does.
         duration_s: Wall time of the build.
     """
@@ -62,6 +63,7 @@ class BuiltManifest:
     max_output_tokens: int | None
     duration_s: float
     repeated_count: int = 0
+    unchanged_count: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Write it as JSON-safe values."""

@@ -293,7 +293,7 @@ def _refuse(duplicates: dict[str, list[int]]) -> None:
     if not duplicates:
         return
     told = [
-        f"{key} in rows {', '.join(map(str, rows))}"
+        f"{key} in rows {', '.join(map(str, sorted(rows)))}"
         for key, rows in list(duplicates.items())[:_NAMED]
     ]
     raise DuplicateKeyError(

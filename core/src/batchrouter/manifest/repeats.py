@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchrouter.manifest.files import NumberedFiles
 from batchrouter.manifest.kernel import Slice
 from batchrouter.manifest.lines import REQUEST_START
 from batchrouter.manifest.snapshot import StagedRows
@@ -27,7 +28,6 @@ _HASH_PARTS = 64
 """Of 100 million rows a file has 1.6 million: 38 MB to sort."""
 
 _ROWS_A_FILE = 1 << 20
-_HELD_BYTES = 4 << 20
 
 _Hashed = np.dtype([("high", np.uint64), ("low", np.uint64), ("row", np.int64)])
 _Found = np.dtype([("row", np.int64), ("first", np.int64)])
@@ -112,8 +112,8 @@ class Repeats:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._by_hash = _Files(folder, "hash", _Hashed)
-        self._by_row = _Files(folder, "rows", _Found)
+        self._by_hash = NumberedFiles(folder, "hash", _Hashed)
+        self._by_row = NumberedFiles(folder, "rows", _Found)
 
     def add(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> None:
         """Note the requests of rows, which ascend from call to call; 16 bytes a row.
@@ -152,7 +152,7 @@ def _equal(hashed: npt.NDArray[Any]) -> npt.NDArray[Any]:
 class Firsts:
     """Which row has the first of equal hashes; asked for rows in ascending order."""
 
-    def __init__(self, by_row: "_Files") -> None:
+    def __init__(self, by_row: "NumberedFiles") -> None:
         self._by_row = by_row
         self._part = -1
         self._held = np.empty(0, _Found)
@@ -176,46 +176,6 @@ class Firsts:
             self._part, self._held = part, held[np.argsort(held["row"])]
         low, high = np.searchsorted(self._held["row"], (start, end))
         return self._held[low:high]
-
-
-class _Files:
-    """Records in numbered files of a folder, held in memory while they are few."""
-
-    def __init__(self, folder: Path, name: str, kind: np.dtype[Any]) -> None:
-        self._folder = folder
-        self._name = name
-        self._kind = kind
-        self._waiting: dict[int, list[npt.NDArray[Any]]] = {}
-        self._waiting_bytes = 0
-
-    def add(self, records: npt.NDArray[Any], numbers: npt.NDArray[np.int64]) -> None:
-        order = np.argsort(numbers, kind="stable")
-        records, numbers = records[order], numbers[order]
-        cuts = np.flatnonzero(np.diff(numbers)) + 1
-        for some in np.split(np.arange(len(records)), cuts) if len(records) else ():
-            self._waiting.setdefault(int(numbers[some[0]]), []).append(records[some])
-        self._waiting_bytes += records.nbytes
-        if self._waiting_bytes >= _HELD_BYTES:
-            self._spill()
-
-    def _spill(self) -> None:
-        for number, records in self._waiting.items():
-            with storing(str(self._path(number))), self._path(number).open("ab") as file:
-                file.write(np.concatenate(records).data)
-        self._waiting, self._waiting_bytes = {}, 0
-
-    def take(self, number: int) -> npt.NDArray[Any]:
-        """Read a file's records in the order in which they came, and remove it."""
-        held = self._waiting.pop(number, [])
-        path = self._path(number)
-        if path.exists():
-            with storing(str(path)):
-                held.insert(0, np.fromfile(path, self._kind))
-                path.unlink()
-        return np.concatenate(held) if held else np.empty(0, self._kind)
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{self._name}-{number:05d}"
 
 
 class _Lines:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from batchrouter.errors import JobError, SourceError
 from batchrouter.job import Job
+from batchrouter.manifest.bought import BoughtRows
 from batchrouter.manifest.lines import line_shape
 from batchrouter.manifest.snapshot import snapshot_schema
 from batchrouter.manifest.sources import FileSource, Source, open_source
@@ -28,8 +29,16 @@ LEAST_ROWS = 50_000
 class SharedRendering:
     """The batches of a source, rendered by workers."""
 
-    def __init__(self, document: Json, source: FileSource, schema: pa.Schema, count: int) -> None:
+    def __init__(
+        self,
+        document: Json,
+        source: FileSource,
+        schema: pa.Schema,
+        bought: BoughtRows | None,
+        count: int,
+    ) -> None:
         self._document = document
+        self._bought = bought
         self._source = source
         self._schema = schema
         self._count = count
@@ -37,7 +46,9 @@ class SharedRendering:
         """The largest output cap of the rows' own bodies so far."""
 
     @classmethod
-    def of(cls, job: Job, source: Source, schema: pa.Schema) -> "SharedRendering | None":
+    def of(
+        cls, job: Job, source: Source, schema: pa.Schema, bought: BoughtRows | None
+    ) -> "SharedRendering | None":
         """Share a build if that is worth it and can be done; None otherwise."""
         if not isinstance(source, FileSource) or process_count() == 1:
             return None
@@ -45,7 +56,7 @@ class SharedRendering:
         document = _document(job)
         if document is None or len(shares) < 2 or sum(s.row_count for s in shares) < LEAST_ROWS:  # noqa: PLR2004 - one has nobody to share with
             return None
-        return cls(document, source, schema, min(process_count(), len(shares)))
+        return cls(document, source, schema, bought, min(process_count(), len(shares)))
 
     def batches(self) -> Iterator[BatchLines]:
         """Yield the batches in the source's order.
@@ -56,7 +67,12 @@ class SharedRendering:
         """
         with storing(tempfile.gettempdir()):
             folder = tempfile.TemporaryDirectory(prefix="batchrouter-build-")
-        setup = {"job": self._document, "files": self._source.paths, "folder": folder.name}
+        setup = {
+            "job": self._document,
+            "files": self._source.paths,
+            "folder": folder.name,
+            "bought": self._bought and self._bought.to_dict(),
+        }
         units = [{"share": at} for at in range(len(self._source.shares()))]
         target = "batchrouter.manifest.shares:share_renderer"
         with folder, Workers(target, setup, self._count) as workers:
@@ -90,8 +106,10 @@ def share_renderer(setup: Mapping[str, Any]) -> Work:
     folder = Path(setup["folder"])
     shares = source.shares()
 
+    bought = setup["bought"] and BoughtRows.from_dict(setup["bought"])
+
     def render(unit: Json) -> Json:
-        writer = BatchWriter(job, schema)
+        writer = BatchWriter(job, schema, bought)
         share = shares[unit["share"]]
         row = share.first_row
         with Staged(folder, str(unit["share"]), schema).writer() as staged:

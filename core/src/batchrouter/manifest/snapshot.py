@@ -1,5 +1,8 @@
 """The row snapshot: which source row became which line, with what landing joins back."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -44,6 +47,15 @@ def snapshot_schema(job: Job, source: pa.Schema) -> pa.Schema:
     return pa.schema([*added, *(pa.field(n, plain_type(source.field(n).type)) for n in names)])
 
 
+def request_digests(piece: Slice, digest: Callable[[bytes], bytes]) -> npt.NDArray[np.uint8]:
+    """Hash each line of a slice without its item id; a row of 16 bytes for each."""
+    ends = piece.ends - 1
+    starts = piece.starts + REQUEST_START
+    # No line of Python runs for a row: C calls C.
+    requests: Any = map(piece.lines.__getitem__, map(slice, starts.tolist(), ends.tolist()))
+    return _as_rows(b"".join(map(digest, requests)))
+
+
 class SnapshotRows:
     """A batch's snapshot rows while its lines are written; handed out in order, each once."""
 
@@ -53,24 +65,32 @@ class SnapshotRows:
         self._lines = np.full(count, _SKIPPED, np.int64)
         self.request_digests = np.zeros((count, _DIGEST_BYTES), np.uint8)
         """16 bytes of each request's hash; zeros for a row that is not sent."""
+        self.is_unchanged = np.zeros(count, np.bool_)
+        """Rows that are left out of the snapshot: the table holds them already."""
         self._next = 0
 
     def add_hashes(self, piece: Slice, sent: npt.NDArray[np.int64]) -> None:
         """Hash each line of a slice without its item id."""
-        ends = piece.ends - 1
-        starts = piece.starts + REQUEST_START
-        # No line of Python runs for a row: C calls C.
-        requests = map(piece.lines.__getitem__, map(slice, starts.tolist(), ends.tolist()))
-        digests = map(xxhash.xxh3_128_digest, requests)
-        self.request_digests[sent] = _as_rows(b"".join(digests))
+        self.request_digests[sent] = request_digests(piece, xxhash.xxh3_128_digest)
 
     def number(self, sent: npt.NDArray[np.int64], first_line: int) -> None:
         """Note the lines of rows that were written in a run."""
         self._lines[sent] = np.arange(first_line, first_line + len(sent))
 
     def until(self, end: int) -> pa.RecordBatch:
-        """Give the rows from the last call's end up to `end`."""
+        """Give the rows from the last call's end up to `end`, without the unchanged ones."""
         start, self._next = self._next, end
+        rows = self.between(start, end)
+        unchanged = self.is_unchanged[start:end]
+        return rows.filter(pa.array(~unchanged)) if unchanged.any() else rows
+
+    def unchanged(self, names: Sequence[str]) -> pa.RecordBatch:
+        """Give some columns of the unchanged rows."""
+        rows = self.between(0, len(self.is_unchanged))
+        return rows.select(list(names)).filter(pa.array(self.is_unchanged))
+
+    def between(self, start: int, end: int) -> pa.RecordBatch:
+        """Give all rows of a range."""
         chosen = slice(start, end)
         count = end - start
         skipped = self._lines[chosen] == _SKIPPED
@@ -91,7 +111,13 @@ class StagedRows(SnapshotRows):
     """Snapshot rows that were made before, and lack only the numbers of their lines."""
 
     def __init__(
-        self, schema: pa.Schema, rows: pa.RecordBatch, digests: bytes, request_digests: bytes
+        self,
+        schema: pa.Schema,
+        rows: pa.RecordBatch,
+        *,
+        digests: bytes,
+        request_digests: bytes,
+        is_unchanged: npt.NDArray[np.bool_],
     ) -> None:
         self._schema = schema
         self._batch = rows
@@ -99,6 +125,7 @@ class StagedRows(SnapshotRows):
         self._takes_another = False
         self._lines = np.full(len(rows), _SKIPPED, np.int64)
         self.request_digests = _as_rows(request_digests)
+        self.is_unchanged = is_unchanged
         self._next = 0
 
     def repeat(self, rows: npt.NDArray[np.int64], digests: bytes) -> None:
@@ -108,9 +135,8 @@ class StagedRows(SnapshotRows):
             self._takes_another = True
         self._digests[rows] = _as_rows(digests)
 
-    def until(self, end: int) -> pa.RecordBatch:
-        """Give the rows from the last call's end up to `end`."""
-        start, self._next = self._next, end
+    def between(self, start: int, end: int) -> pa.RecordBatch:
+        """Give all rows of a range."""
         lines = self._lines[start:end]
         columns = self._batch.slice(start, end - start).columns
         columns[1] = pa.array(lines, mask=lines == _SKIPPED)

@@ -25,6 +25,7 @@ _ADDED = (
     ("_size", pa.int64()),
     ("_digest", pa.binary(_DIGEST_BYTES)),
     ("_request_digest", pa.binary(_DIGEST_BYTES)),
+    ("_is_unchanged", pa.bool_()),
 )
 
 
@@ -70,7 +71,13 @@ class Staged:
     def _lines_of(self, batch: pa.RecordBatch, lines: Any) -> BatchLines:
         rows = batch.select(self._schema.names)
         digests = _raw(batch.column("_digest"))
-        snapshot = StagedRows(self._schema, rows, digests, _raw(batch.column("_request_digest")))
+        snapshot = StagedRows(
+            self._schema,
+            rows,
+            digests=digests,
+            request_digests=_raw(batch.column("_request_digest")),
+            is_unchanged=batch.column("_is_unchanged").to_numpy(zero_copy_only=False),
+        )
         sizes = batch.column("_size").to_numpy()
         first_row = rows.column("_row")[0].as_py()
         return BatchLines(first_row, len(rows), digests, _slices(lines, sizes), snapshot)
@@ -100,11 +107,12 @@ class StagedWriter:
                 self._lines.write(piece.lines)
             sizes[sent] = np.diff(piece.ends, prepend=0)
             batch.snapshot.number(sent, 0)
-        rows = batch.snapshot.until(batch.row_count)
+        rows = batch.snapshot.between(0, batch.row_count)
         added = [
             pa.array(sizes),
             _binary(batch.digests, batch.row_count),
             _binary(batch.snapshot.request_digests, batch.row_count),
+            pa.array(batch.snapshot.is_unchanged),
         ]
         whole = pa.RecordBatch.from_arrays([*rows.columns, *added], schema=self._schema)
         with storing(self._lines.name):

@@ -1,6 +1,6 @@
 """One batch of source rows → its lines, slice by slice, and its snapshot rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +9,15 @@ import pyarrow as pa
 
 from batchrouter.errors import ManifestError
 from batchrouter.job import Job
+from batchrouter.manifest.bought import REQUEST_DIGESTS, BoughtRows
 from batchrouter.manifest.kernel import Slice
+from batchrouter.manifest.keys import HASH_VERSION
 from batchrouter.manifest.lines import line_shape, slots
 from batchrouter.manifest.rows import PreparedRows, RowPreparer
 from batchrouter.manifest.rowwriter import BadBodyError, RowWriter, line_writer
-from batchrouter.manifest.snapshot import SnapshotRows
+from batchrouter.manifest.snapshot import SnapshotRows, request_digests
+
+_DIGEST_BYTES = 16
 
 MAX_LINE_BYTES = 2**20
 """The router's limit of a line (contract section 2)."""
@@ -40,13 +44,20 @@ class BatchLines:
 
 
 class BatchWriter:
-    """Writes batches of one job."""
+    """Writes batches of one job.
 
-    def __init__(self, job: Job, schema: pa.Schema) -> None:
+    Args:
+        job: The job.
+        schema: The snapshot's columns.
+        bought: What the table holds; such rows get no line, and are left out of the snapshot.
+    """
+
+    def __init__(self, job: Job, schema: pa.Schema, bought: BoughtRows | None = None) -> None:
         shape = line_shape(job)
         self._rows = RowPreparer(job, slots(shape))
         self._writer = line_writer(shape)
         self._schema = schema
+        self._bought = bought
         self.columns = self._rows.columns
         """The columns to read from the source."""
 
@@ -70,14 +81,34 @@ class BatchWriter:
     def _slices(
         self, rows: PreparedRows, snapshot: SnapshotRows
     ) -> Iterator[tuple[Slice, npt.NDArray[np.int64]]]:
+        digests = np.frombuffer(rows.digests, np.uint8).reshape(-1, _DIGEST_BYTES)
         try:
             for piece in self._writer.write(rows.slots):
                 sent = rows.sent[piece.start : piece.start + len(piece.ends)]
                 _refuse_long_lines(piece, sent, rows.first_row)
                 snapshot.add_hashes(piece, sent)
-                yield piece, sent
+                if self._bought is None:
+                    yield piece, sent
+                    continue
+                is_bought = self._bought.holds(
+                    digests[sent].tobytes(), _hasher(piece, snapshot.request_digests[sent])
+                )
+                snapshot.is_unchanged[sent[is_bought]] = True
+                if not is_bought.all():
+                    yield piece.only(~is_bought), sent[~is_bought]
         except BadBodyError as error:
             raise error.in_source(rows) from None
+
+
+def _hasher(piece: Slice, digests: npt.NDArray[np.uint8]) -> Callable[[int], npt.NDArray[np.uint8]]:
+    """Hash a slice's requests by any version; by the newest one they are hashed already."""
+
+    def hashed(version: int) -> npt.NDArray[np.uint8]:
+        if version == HASH_VERSION:
+            return digests
+        return request_digests(piece, REQUEST_DIGESTS[version])
+
+    return hashed
 
 
 def _refuse_long_lines(piece: Slice, sent: npt.NDArray[np.int64], first_row: int) -> None:
