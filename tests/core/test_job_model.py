@@ -378,3 +378,10 @@ def test_importing_a_job_loads_no_heavy_library() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert out.stdout.strip() == "[]"
+
+
+def test_incremental_needs_a_table_that_keeps_its_rows() -> None:
+    told = _problems(incremental=True)
+
+    assert len(told) == 1
+    assert told[0].startswith("incremental: needs `mode: merge`, not replace_run")

@@ -87,6 +87,9 @@ def show_receipt(receipt: "Receipt") -> None:
         ("lanes", _lanes(receipt)),
         ("tokens", f"{receipt.input_tokens:,} in, {receipt.output_tokens:,} out"),
     ]
+    if receipt.unchanged:
+        held = counted(receipt.unchanged, "row")
+        rows.append(("unchanged", f"{held} more: the table had them, and nothing was bought"))
     if receipt.saved_requests:
         saved = counted(receipt.saved_requests, "request")
         rows.append(("saved", f"{saved}: these rows took the answer of an equal one"))

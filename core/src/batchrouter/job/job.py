@@ -127,6 +127,7 @@ class Job(JobPart):
     on_null: Literal["error", "empty", "skip"] = "error"
     parts: Parts | None = Field(None, description="where to cut the manifest")
     dedupe: bool = Field(default=False, description="whether equal requests are sent once")
+    incremental: bool = Field(default=False, description="whether to buy only what is new")
     retain: Retain | None = Field(None, description="how long the run folder keeps what")
 
     if TYPE_CHECKING:  # one key may be given as text, a budget as text or a number
@@ -147,6 +148,7 @@ class Job(JobPart):
             on_null: Literal["error", "empty", "skip"] = ...,
             parts: Parts | Mapping[str, int] | None = ...,
             dedupe: bool = ...,
+            incremental: bool = ...,
             retain: Retain | Mapping[str, str] | None = ...,
         ) -> None: ...
 
@@ -160,6 +162,11 @@ class Job(JobPart):
         problems += credential_problems(self.params, "params", is_location=True)
         problems += credential_problems(self.sink, "sink", is_location=True)
         problems += [f"sink: {told}" for told in use_problems(self.sink, self.params)]
+        if self.incremental and str(self.mode) != "merge":
+            problems.append(
+                f"incremental: needs `mode: merge`, not {self.mode}: what is unchanged stays in the"
+                " table from the runs before"
+            )
         if isinstance(self.source, str):
             problems += credential_problems(self.source, "source", is_location=True)
             problems += [f"source: {told}" for told in use_problems(self.source, self.params)]

@@ -191,8 +191,8 @@ def land(context: RunContext, *, again: bool = False) -> None:
         context.job,
         fs=context.folder.fs,
         parts=parts,
-        sink=_sink(context),
-        identity=_landing_identity(context),
+        sink=sink_of(context),
+        identity=landing_identity(context),
         rejects_dir=context.folder.path("rejects"),
         token=context.folder.token,
         on_progress=lambda done: context.tell(Progress("land", done, rows, "rows")),
@@ -238,18 +238,20 @@ def check_table(context: RunContext) -> None:
         context.job,
         fs=context.folder.fs,
         parts=_parts_to_land(context),
-        sink=_sink(context),
-        identity=_landing_identity(context),
+        sink=sink_of(context),
+        identity=landing_identity(context),
     )
 
 
-def _sink(context: RunContext) -> "Sink":
+def sink_of(context: RunContext) -> "Sink":
+    """Open where the rows go."""
     from batchrouter.landing.sinks import open_sink  # noqa: PLC0415 - loads pyarrow
 
     return open_sink(sink_url(context), context.settings.storage_options)
 
 
-def _landing_identity(context: RunContext) -> "LandingIdentity":
+def landing_identity(context: RunContext) -> "LandingIdentity":
+    """Say whose rows they are."""
     from batchrouter.landing.land import LandingIdentity  # noqa: PLC0415 - loads pyarrow
 
     return LandingIdentity(

@@ -45,6 +45,8 @@ class Receipt:
         settled_usd: What they cost; never above `quoted_usd`. None while the API has not
             settled a batch, or of a purchase that could never be settled.
         saved_requests: Rows that repeat another row's request and took its answer (``dedupe``).
+        unchanged: Rows that were not bought, since the table held them already with the same
+            request (``incremental``); they are not in `rows`.
         location: Where the table is.
         quarantined: Artifact lines that could not be read; they are in the run folder.
         batch_ids: The first eight; `batch_count` has all.
@@ -66,6 +68,7 @@ class Receipt:
     output_tokens: int
     quarantined: int
     saved_requests: int
+    unchanged: int
     location: str
     error_codes: dict[str, int]
     started_at: datetime
@@ -155,6 +158,7 @@ def receipt_of(state: RunState, *, job_name: str, budget_usd: Decimal | None) ->
         output_tokens=int(report.get("output_tokens", 0)),
         quarantined=int(report.get("quarantined", 0)),
         saved_requests=int((state.manifest or {}).get("repeated_count", 0)),
+        unchanged=int((state.manifest or {}).get("unchanged_count", 0)),
         location=str(report["location"]),
         error_codes=dict(list(report.get("error_codes", {}).items())[:_SHOWN]),
         started_at=state.opened_at,

@@ -1,6 +1,6 @@
 """Where landed rows go: one protocol, one commit a run, atomic and idempotent by run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +37,18 @@ class Sink(Protocol):
 
     def check(self, schema: pa.Schema, identity: LandingIdentity) -> None:
         """Raise `SinkError` when the table would refuse rows of these columns."""
+        ...
+
+    def succeeded(
+        self, identity: LandingIdentity, key_columns: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the key's columns and `_request_hash` of the rows that succeeded, of all runs.
+
+        Nothing for a table that is not there yet. Only what `mode: merge` can write to has it.
+
+        Raises:
+            SinkError: The table cannot be read, or lacks a column.
+        """
         ...
 
     def write(

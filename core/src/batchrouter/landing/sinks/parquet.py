@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,6 +115,20 @@ class ParquetSink:
                 f"the table {self.location} has other columns: {'; '.join(told)}. Nothing was"
                 " written: name another sink, or make the job's columns those of the table"
             )
+
+    def succeeded(
+        self, identity: LandingIdentity, key_columns: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Refuse: a row of one file cannot replace that of another, so nothing is ever merged.
+
+        Raises:
+            SinkError: Always.
+        """
+        del identity, key_columns
+        raise SinkError(
+            f"the table {self.location} is a Parquet directory, where no row replaces another:"
+            " `incremental` needs a table with `mode: merge`. Nothing was bought"
+        )
 
     def _check_place(self) -> None:
         """Find out early, when nothing is bought yet, what a local disk would say at the end."""
