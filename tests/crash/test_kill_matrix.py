@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import pyarrow as pa
 import pytest
 
@@ -36,6 +37,8 @@ STORY_OF = {
     "journal.after_claimed": "claimed",
     "journal.before_generation_opened": "bought again",
     "journal.after_generation_opened": "bought again",
+    "journal.before_pinned": "versioned",
+    "journal.after_pinned": "versioned",
     "journal.before_refused": "refused",
     "journal.after_refused": "refused",
     "journal.before_cancel_asked": "cancelled",
@@ -102,6 +105,10 @@ class Stage:
                 blob = pa.array([b"\0" * (2 << 20)] * ROWS)
                 rows = queries().append_column("blob", blob)
                 return Scene(root, self.router, store, rows=rows, changes={"keep": ["blob"]})
+            case "versioned":
+                table = root.with_suffix(".delta")
+                deltalake.write_deltalake(table, queries())
+                return Scene(root, self.router, store, changes={"source": f"delta:{table}"})
             case "cancelled":
                 return Scene(root, self.router, store, story, "slow")
             case "stopped at the budget":

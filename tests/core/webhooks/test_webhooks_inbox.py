@@ -1,7 +1,6 @@
 """One inbox, three kinds of storage: order, duplicates, several processes, forgetting."""
 
 import multiprocessing
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ def event(name: str) -> Event:
 @pytest.fixture(params=["sqlite", "folder", "memory", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgres":
-        return fresh_schema()
+        return fresh_schema(request.getfixturevalue("postgres_url"))
     return {
         "sqlite": f"sqlite:///{tmp_path}/inbox.db",
         "folder": f"{tmp_path}/inbox",
@@ -39,17 +38,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     }[request.param]
 
 
-def fresh_schema() -> str:
-    """A schema of its own in the database that the environment names, if it names one."""
-    database = os.environ.get("TEST_POSTGRES_URL")
-    if database is None:
-        pytest.skip("TEST_POSTGRES_URL names no database")
+def fresh_schema(postgres_url: str) -> str:
+    """A schema of its own."""
+    database = postgres_url.replace("postgresql://", "postgresql+psycopg://", 1)
     schema = f"inbox_{uuid4().hex}"
     engine = sqlalchemy.create_engine(database)
     with engine.begin() as connection:
         connection.execute(sqlalchemy.schema.CreateSchema(schema))
     engine.dispose()
-    return f"{database}?options=-csearch_path%3D{schema}"
+    mark = "&" if "?" in database else "?"
+    return f"{database}{mark}options=-csearch_path%3D{schema}"
 
 
 @pytest.fixture

@@ -46,10 +46,11 @@ def check(*, job_file: Path, params: tuple[tuple[str, str], ...], as_json: bool)
         from batchrouter.manifest.check import check_job, preview  # noqa: PLC0415 - pyarrow
     except ModuleNotFoundError as error:
         raise MissingExtraError.for_extra("tables", needed_for="reading a table") from error
-    problems = check_job(job)
+    options = load_settings().storage_options
+    problems = check_job(job, options)
     if problems:
         raise SourceError(f"{job_file} does not fit its source:\n  " + "\n  ".join(problems))
-    lines = preview(job, 1)
+    lines = preview(job, 1, options)
     if as_json:
         say_json({"job": job.name, "problems": [], "first_line": lines[0] if lines else None})
         return

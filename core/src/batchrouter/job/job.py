@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, field_serializer, model_validator
 
@@ -14,13 +14,15 @@ from batchrouter.job.credentials import credential_problems
 from batchrouter.job.fingerprint import fingerprint_of
 from batchrouter.job.params import ParamValue, checked_params, filled, merged_params, use_problems
 from batchrouter.job.part import JobPart
-from batchrouter.job.problems import job_error, name_of_type, problems_in
+from batchrouter.job.problems import job_error, problems_in
 from batchrouter.job.requests import AnyRequest, Chat, Embedding, Raw, Workflow
 from batchrouter.job.retain import Retain
 from batchrouter.job.route import Names, Route
+from batchrouter.job.source import Query, checked_source
 from batchrouter.job.templates import Template
 from batchrouter.money import parse_usd
 
+_T = TypeVar("_T")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 _PREFIX = re.compile(r"^([a-z][a-z0-9+]+):(?!//)")
 _DATABASES = (
@@ -42,18 +44,6 @@ def _checked_name(name: Any) -> Any:
             " a letter or a digit: it names the run's folder"
         )
     return name
-
-
-def _checked_source(source: Any) -> Any:
-    if isinstance(source, os.PathLike):
-        return os.fspath(source)
-    is_table = hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__")
-    if not is_table and not (isinstance(source, str) and source):
-        raise ValueError(
-            f"must be a path, a glob or a URL of a table, or an object with __arrow_c_stream__"
-            f" (polars, pandas, DuckDB, pyarrow), not {name_of_type(source)}"
-        )
-    return source
 
 
 def _checked_sink(sink: Any) -> Any:
@@ -110,8 +100,8 @@ class Job(JobPart):
     params: Annotated[dict[str, ParamValue], BeforeValidator(
         lambda given: checked_params(given) if isinstance(given, dict) else given
     )] = Field(default_factory=dict, description="parameters and their defaults")  # fmt: skip
-    source: Annotated[Any, BeforeValidator(_checked_source)] = Field(
-        description="the path, glob or URL of the table"
+    source: Annotated[Any, BeforeValidator(checked_source)] = Field(
+        description="the path, glob or URL of the table, or {sql, connection}"
     )
     key: Names = Field(min_length=1, description="the column or columns that identify a row")
     request: AnyRequest = Field(description="what each row asks for, with its kind")
@@ -167,14 +157,21 @@ class Job(JobPart):
                 f"incremental: needs `mode: merge`, not {self.mode}: what is unchanged stays in the"
                 " table from the runs before"
             )
-        if isinstance(self.source, str):
-            problems += credential_problems(self.source, "source", is_location=True)
-            problems += [f"source: {told}" for told in use_problems(self.source, self.params)]
+        problems += self._source_problems()
         written = self.request.model_dump(exclude={"output"})
         problems += credential_problems(written, "request", is_location=False)
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _source_problems(self) -> Iterator[str]:
+        source = self.source
+        if isinstance(source, str):
+            yield from credential_problems(source, "source", is_location=True)
+            yield from (f"source: {told}" for told in use_problems(source, self.params))
+        elif isinstance(source, Query):
+            yield from credential_problems(source.sql, "source.sql", is_location=False)
+            yield from (f"source.sql: {told}" for told in use_problems(source.sql, self.params))
 
     def _route_problems(self) -> Iterator[str]:
         kind, workflow = self.request.kind, self.route.workflow
@@ -239,7 +236,10 @@ class Job(JobPart):
         Raises:
             JobError: A parameter that it uses has no value.
         """
-        return self._filled("source", self.source) if isinstance(self.source, str) else self.source
+        source = self.source
+        if isinstance(source, Query):
+            return self._told("source.sql", source.with_values)
+        return self._filled("source", source) if isinstance(source, str) else source
 
     @property
     def resolved_sink(self) -> str:
@@ -251,8 +251,11 @@ class Job(JobPart):
         return self._filled("sink", self.sink)
 
     def _filled(self, field: str, text: str) -> str:
+        return self._told(field, lambda params: filled(text, params))
+
+    def _told(self, field: str, fill: Callable[[Mapping[str, ParamValue]], _T]) -> _T:
         try:
-            return filled(text, self.params)
+            return fill(self.params)
         except ValueError as error:
             raise job_error(f"{field}: {told}" for told in str(error).split("\n")) from None
 

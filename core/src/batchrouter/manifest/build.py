@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -36,6 +37,9 @@ def build_manifest(
     on_progress: Callable[[int], None] | None = None,
     limit: int | None = None,
     bought: Iterable[pa.RecordBatch] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    source_version: str | None = None,
+    on_source_version: Callable[[str], None] | None = None,
 ) -> BuiltManifest:
     """Write a job's manifest and its row snapshot, part by part.
 
@@ -53,6 +57,10 @@ def build_manifest(
         limit: Read only the first rows.
         bought: The key's columns and `_request_hash` of the rows that the table holds as
             succeeded: rows with the same key and request are left out, and counted as unchanged.
+        storage_options: What fsspec needs to open the source; never shown.
+        source_version: The version of the source to read; None for the newest.
+        on_source_version: Told the version before a row is read, when none was given and the
+            source has versions.
 
     Raises:
         SourceError: The table cannot be read, or lacks a column.
@@ -66,9 +74,11 @@ def build_manifest(
     """
     started = time.monotonic()
     prepare_process()
-    source = open_source(job)
+    source = open_source(job, version=source_version, storage_options=storage_options)
     check_columns(job, source.schema)
     schema = snapshot_schema(job, source.schema)
+    if source_version is None and source.version is not None and on_source_version:
+        on_source_version(source.version)
     for folder in (manifest_dir, rows_dir):
         with storing(folder):
             fs.makedirs(folder, exist_ok=True)

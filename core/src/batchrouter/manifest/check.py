@@ -1,6 +1,7 @@
 """What a job asks of its source, held against the source's columns; and the first lines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -20,7 +21,7 @@ from batchrouter.manifest.sources import open_source
 _PREVIEWED = 5
 
 
-def check_job(job: Job) -> list[str]:
+def check_job(job: Job, storage_options: Mapping[str, Any] | None = None) -> list[str]:
     """Hold a job against its source: columns, their types, and the first rows.
 
     Returns:
@@ -36,14 +37,14 @@ def check_job(job: Job) -> list[str]:
         ["request.user: the source has no column 'bdy'; there are: id"]
     """
     try:
-        schema = open_source(job).schema
+        schema = open_source(job, storage_options=storage_options).schema
     except BatchrouterError as error:
         return [str(error)]
     problems = list(column_problems(job, schema))
     if problems or isinstance(job.source, pa.RecordBatchReader):
         return problems
     try:
-        preview(job, _PREVIEWED)
+        preview(job, _PREVIEWED, storage_options)
     except BatchrouterError as error:
         return [str(error)]
     return []
@@ -81,14 +82,14 @@ def column_problems(job: Job, schema: pa.Schema) -> Iterator[str]:
         yield from _body_problems(column, schema)
 
 
-def preview(job: Job, rows: int) -> list[str]:
+def preview(job: Job, rows: int, storage_options: Mapping[str, Any] | None = None) -> list[str]:
     """Render the first rows' lines, without the newline; rows that are skipped give none.
 
     Raises:
         SourceError: The table cannot be read, or lacks a column.
         ManifestError: A row cannot become a request.
     """
-    source = open_source(job)
+    source = open_source(job, storage_options=storage_options)
     check_columns(job, source.schema)
     if isinstance(job.source, pa.RecordBatchReader):
         raise SourceError("source: a record batch reader can be read only once; preview a table")

@@ -1,14 +1,15 @@
 """A path, glob or URL → the files of a table, in an order that is the same every time."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
 
-from batchrouter.errors import SourceError
+from batchrouter.errors import BatchrouterError, MissingExtraError, SourceError
 
 FORMATS = {
     ".parquet": "parquet",
@@ -26,6 +27,11 @@ FORMATS = {
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _TEXT_FORMATS = ("jsonl", "csv")
+_EXTRAS = {
+    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure",
+    "abfss": "azure", "adl": "azure",
+}  # fmt: skip
+_STORE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "fsspec")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _MAX_LINE = 300
 
@@ -55,9 +61,17 @@ def reading(what: str) -> Generator[None, None, None]:
     except (OSError, pa.ArrowException, UnicodeError, EOFError) as error:
         told = (str(error) or type(error).__name__).splitlines()[0][:_MAX_LINE]
         raise SourceError(f"source: {what} cannot be read: {told}") from error
+    except Exception as error:
+        # A store's library has errors of its own, such as that there are no credentials.
+        if type(error).__module__.partition(".")[0] not in _STORE_LIBRARIES:
+            raise
+        told = (str(error) or type(error).__name__).splitlines()[0][:_MAX_LINE]
+        raise SourceError(f"source: {what} cannot be read: {told}") from error
 
 
-def list_files(url: str) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
+def list_files(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
     """Find the files of a table: one file, a glob's matches, or all visible ones below a folder.
 
     Names that start with `_` or `.` are invisible in a folder. Files come sorted by their path.
@@ -68,8 +82,10 @@ def list_files(url: str) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
     """
     with reading(url):
         try:
-            fs, path = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
+            fs, path = fsspec.core.url_to_fs(url, **_options_for(url, storage_options))
+        except ImportError as error:
+            raise _missing(url, error) from None
+        except ValueError as error:
             raise SourceError(f"source: {url}: {error}") from None
         paths = _paths(fs, path.rstrip("/") or path, url)
     files = [SourceFile(each, _format_of(each), _partitions_of(each)) for each in sorted(paths)]
@@ -80,6 +96,18 @@ def list_files(url: str) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
             " choose one with a glob such as folder/*.parquet"
         )
     return fs, files
+
+
+def _missing(url: str, error: ImportError) -> BatchrouterError:
+    extra = _EXTRAS.get(url.partition("://")[0])
+    if extra is None:
+        return SourceError(f"source: {url}: {error}")
+    return MissingExtraError.for_extra(extra, needed_for=f"source: {url}")
+
+
+def _options_for(url: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give the options to a store only: a path of this machine has none."""
+    return dict(options or {}) if "://" in url else {}
 
 
 def _paths(fs: fsspec.AbstractFileSystem, path: str, url: str) -> list[str]:

@@ -72,6 +72,7 @@ class SharedRendering:
             "files": self._source.paths,
             "folder": folder.name,
             "bought": self._bought and self._bought.to_dict(),
+            "storage_options": self._source.storage_options,
         }
         units = [{"share": at} for at in range(len(self._source.shares()))]
         target = "batchrouter.manifest.shares:share_renderer"
@@ -99,7 +100,7 @@ def _document(job: Job) -> Json | None:
 def share_renderer(setup: Mapping[str, Any]) -> Work:
     """Open the source in a worker, and give the function that renders a share."""
     job = Job.model_validate(setup["job"])
-    source = open_source(job)
+    source = open_source(job, storage_options=setup["storage_options"])
     if not isinstance(source, FileSource) or source.paths != setup["files"]:
         raise SourceError("source: its files changed during the build; run it again")
     schema = snapshot_schema(job, source.schema)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from batchrouter.killpoints import reached
 from batchrouter.run.context import RunContext
-from batchrouter.run.events import Built
+from batchrouter.run.events import Built, Pinned
 from batchrouter.run.folder import storage_errors
 from batchrouter.run.outcome import landing_identity, sink_of
 from batchrouter.run.progress import Progress
@@ -40,6 +40,11 @@ def build(context: RunContext) -> None:
             on_progress=lambda rows: context.tell(Progress("build", rows, None, "rows")),
             limit=context.limit,
             bought=_bought(context),
+            storage_options=context.settings.storage_options,
+            source_version=context.state.source_version,
+            on_source_version=lambda version: context.journal.append(
+                Pinned(generation=generation, source_version=version)
+            ),
         )
     reached("build.after")
     context.tell(Progress("build", built.row_count, built.row_count, "rows"))

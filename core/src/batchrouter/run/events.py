@@ -44,6 +44,14 @@ class GenerationOpened(_Fact):
     reason: str
 
 
+class Pinned(_Fact):
+    """Which version of the source this generation reads, however often its build begins anew."""
+
+    type: Literal["pinned"] = "pinned"
+    generation: int
+    source_version: str
+
+
 class Built(_Fact):
     """The manifest and the row snapshot are complete, under the names given here."""
 
@@ -221,6 +229,7 @@ Fact = Annotated[
     Opened
     | Claimed
     | GenerationOpened
+    | Pinned
     | Built
     | Quoted
     | Uploaded

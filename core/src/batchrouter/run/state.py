@@ -56,6 +56,7 @@ class RunState:
         opened: The first event; None for a run that does not exist yet.
         generation: The newest one; 0 unless something was bought anew on demand.
         fingerprint: What decides the newest generation's purchase.
+        source_version: The version of the source that the newest generation reads, if it has any.
         manifest: The newest generation's built manifest, as it was recorded.
         parts: The newest generation's parts by index; filled by `built`.
         purchases: Every batch of every generation by its id.
@@ -70,6 +71,7 @@ class RunState:
     claim: str | None = None
     generation: int = 0
     fingerprint: dict[str, str] = field(default_factory=dict[str, str])
+    source_version: str | None = None
     manifest: dict[str, Any] | None = None
     built_at: datetime | None = None
     quoted: events.Quoted | None = None
@@ -148,14 +150,15 @@ class RunState:
         )
         self.generation = fact.generation
         self.fingerprint = fact.fingerprint
-        self.manifest = self.built_at = self.quoted = None
+        self.source_version = self.manifest = self.built_at = self.quoted = None
         self.parts = {}
         self.removed = {}
         self.cancel_asked = self.stopped = self.landed = self.landed_at = None
 
     def _apply_to_generation(
         self,
-        fact: events.Built
+        fact: events.Pinned
+        | events.Built
         | events.Quoted
         | events.Uploaded
         | events.Intended
@@ -167,6 +170,8 @@ class RunState:
         at: datetime,
     ) -> None:
         match fact:
+            case events.Pinned():
+                self.source_version = fact.source_version
             case events.Built():
                 self._adopt_manifest(fact, at)
             case events.Quoted():

@@ -10,6 +10,7 @@ _JOURNALED = (
     "opened",
     "claimed",
     "generation_opened",
+    "pinned",
     "built",
     "quoted",
     "uploaded",
