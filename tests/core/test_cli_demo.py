@@ -240,7 +240,7 @@ def test_keys_are_made_listed_and_revoked_while_the_router_runs(folder, router) 
 
     limited = cli(folder, "doctor", "--json", router=router, BATCHROUTER_API_KEY=key)
     told = {each["subject"]: each for each in json.loads(limited.stdout)["findings"]}["key"]
-    assert (told["level"], limited.returncode) == ("warn", 0)
+    assert (told["level"], limited.returncode) == ("fail", 5)
     assert "submit, cancel" in told["told"]
 
     listed = json.loads(cli(folder, "keys", "list", "--data", data, "--json").stdout)
