@@ -1,5 +1,6 @@
 # The commands of this repo. A fresh machine needs Python 3.11 or newer, pip and make: each target
 # sets up `.venv` itself, from tests/constraints/core.txt, and does so again only when that changed.
+# Each orchestrator has an environment of its own, `.venv-airflow` and so on: no two of them fit into one.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
@@ -12,26 +13,47 @@ BIN         := $(VENV)/bin
 READY       := $(VENV)/.ready-core
 CONSTRAINTS := tests/constraints/core.txt
 # Two workers: what CI has. Each test may still start a router of its own.
-PYTEST      := $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST      := -m pytest -n 2 --dist loadgroup
+
+# The packages for orchestrators: a name, and its folder. Tests stand in tests/on_<name>, versions in
+# tests/constraints/<name>.txt, settings of its tools in the folder's own pyproject.toml.
+FOLDER_airflow := airflow_provider
+FOLDER_dagster := dagster_batchrouter
+FOLDER_prefect := prefect_batchrouter
+MEMBERS := $(foreach name,airflow dagster prefect,$(if $(wildcard $(FOLDER_$(name))/pyproject.toml),$(name)))
+PYTEST_OF = .venv-$*/bin/python $(PYTEST) --config-file $(FOLDER_$*)/pyproject.toml --rootdir .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check audit format bench drills fuzz constraints setup clean
+.PHONY: help demo test test-core check check-core audit format bench drills drills-core fuzz constraints \
+	constraints-core setup clean
+.SECONDARY: $(MEMBERS:%=.venv-%/.ready)
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the whole story on a bundled table: no account, no network, under a minute
 	@$(BIN)/batchrouter demo $(ARGS)
 
-test: $(READY) ## unit, router and end-to-end tests, and every example in a docstring; ARGS="-k name"
-	$(PYTEST) -m "not drill" core/src tests $(ARGS)
+test: test-core $(MEMBERS:%=test-%) ## all tests but the drills
 
-check: $(READY) ## lint, format, types (pyright strict) and the layers between the rooms
+test-core: $(READY) ## unit, router and end-to-end tests, and every example in a docstring; ARGS="-k name"
+	$(BIN)/python $(PYTEST) -m "not drill" core/src tests $(ARGS)
+
+test-%: .venv-%/.ready ## the tests of one package, beside its real orchestrator: test-airflow, …; ARGS="-k name"
+	$(PYTEST_OF) -m "not drill" $(FOLDER_$*)/src tests/on_$* $(ARGS)
+
+check: check-core $(MEMBERS:%=check-%) ## lint, format, types (pyright strict) and the layers between the rooms
+
+check-%: .venv-%/.ready $(READY)
+	cd $(FOLDER_$*) && ../$(BIN)/pyright --pythonpath ../.venv-$*/bin/python
+	.venv-$*/bin/lint-imports $(FOLDER_$*)/pyproject.toml
+
+check-core: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/bandit --quiet --recursive --severity-level medium core/src
+	$(BIN)/bandit --quiet --recursive --severity-level medium core/src $(foreach name,$(MEMBERS),$(FOLDER_$(name))/src)
 
 audit: $(READY) ## what bandit and pip-audit say; the second asks an advisory database over the network
 	$(BIN)/bandit --quiet --recursive --severity-level medium core/src
@@ -46,24 +68,39 @@ bench: $(READY) ## speed and memory, measured; prints tables; ROWS=2000000 KEYS=
 	$(BIN)/python tests/benchmarks/bench_land.py --lines $(ROWS)
 	$(BIN)/python tests/benchmarks/bench_keys.py --keys $(KEYS)
 
-drills: $(READY) ## the long kill and fault runs: every kill point, every lost reply
-	$(PYTEST) -m drill --timeout 1800 tests $(ARGS)
+drills: drills-core $(MEMBERS:%=drills-%) ## the long kill and fault runs: every kill point, every lost reply
+
+drills-core: $(READY)
+	$(BIN)/python $(PYTEST) -m drill --timeout 1800 tests $(ARGS)
+
+drills-%: .venv-%/.ready ## the drills of one package, beside its real orchestrator
+	$(PYTEST_OF) -m drill --timeout 1800 tests/on_$* $(ARGS)
 
 fuzz: $(READY) ## fuzz the manifest check and the artifact decoder; SECONDS=3600 each
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet 'atheris>=2.3'
 	$(BIN)/python tests/fuzz/fuzz_manifest_line.py -max_total_time=$(SECONDS)
 	$(BIN)/python tests/fuzz/fuzz_artifact_line.py -max_total_time=$(SECONDS)
 
-constraints: $(BIN)/uv ## renew the tested versions in tests/constraints/ (asks the package index)
+constraints: constraints-core $(MEMBERS:%=constraints-%) ## renew the tested versions in tests/constraints/ (asks the package index)
+
+constraints-core: $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--quiet --output-file $(CONSTRAINTS)
 
+# The core itself is installed from this checkout, so it has no version to be pinned.
+constraints-%: $(BIN)/uv
+	$(BIN)/uv pip compile $(FOLDER_$*)/pyproject.toml --all-extras \
+		--group $(FOLDER_$*)/pyproject.toml:test --universal --python-version 3.11 --upgrade \
+		--no-emit-package batchrouter-core \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--quiet --output-file tests/constraints/$*.txt
+
 setup: $(READY) ## only set up .venv
 
 clean: ## remove what the targets made: .venv, caches, builds
-	rm -rf $(VENV) batchrouter-demo .nox .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
-	find core tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .venv-* batchrouter-demo .nox .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find core tests examples $(foreach name,$(MEMBERS),$(FOLDER_$(name))) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/uv:
 	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer" >&2; exit 1; }
@@ -75,4 +112,11 @@ $(BIN)/uv:
 $(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint $(CONSTRAINTS) \
 		--build-constraint $(CONSTRAINTS) --compile-bytecode --group dev --editable '.[all,delta,iceberg,otel,postgres,s3,sqlite]'
+	@touch $@
+
+.venv-%/.ready: pyproject.toml tests/constraints/%.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-$*
+	VIRTUAL_ENV=.venv-$* $(BIN)/uv pip install --quiet --constraint tests/constraints/$*.txt \
+		--build-constraint tests/constraints/core.txt --compile-bytecode \
+		--editable . --editable $(FOLDER_$*) --group $(FOLDER_$*)/pyproject.toml:test
 	@touch $@

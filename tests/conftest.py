@@ -4,12 +4,22 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 collect_ignore = ["benchmarks", "fuzz"]
 """Programs for `make bench` and `make fuzz`; the second installs what its own import."""
+
+PACKAGE_OF = {
+    "on_airflow": "airflow_provider_batchrouter",
+    "on_dagster": "dagster_batchrouter",
+    "on_prefect": "prefect_batchrouter",
+}
+"""Each orchestrator has an environment of its own, and its tests run there alone."""
+
+collect_ignore += [folder for folder, package in PACKAGE_OF.items() if not find_spec(package)]
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
