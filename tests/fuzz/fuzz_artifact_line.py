@@ -1,8 +1,11 @@
 """Coverage-guided fuzzing of the artifact's decoder: `make fuzz`.
 
 Any line of an artifact is either unreadable (quarantined), or has an outcome with a status; and
-whatever the outcomes hold can be written into the table's columns.
+whatever the outcomes hold can be written into the table's columns. Each input is tried as a line,
+and as the text that a model answered with in a line that is good.
 """
+
+import json
 
 import atheris
 from fuzzing import fuzz
@@ -43,7 +46,18 @@ SEEDS = (
     b'{"custom_id":"a","response":{"status_code":200,"body":{"data":[{"embedding":[1,2,3]}]}}}',
     b'{"custom_id":"a","response":{"status_code":200,"body":{"output":[{"type":"message",'
     b'"content":[{"type":"output_text","text":"x"}]}]}},"error":null}',
+    b'{"label":"refund","score":0.5,"count":3,"at":"2026-01-01T00:00:00+01:00","tags":["a"],'
+    b'"more":{"ok":false,"n":7}}',
 )
+
+
+def one_input(data: bytes) -> None:
+    one_line(data)
+    text = data.decode("utf-8", "surrogateescape")
+    message = {"role": "assistant", "content": text}
+    answer = {"choices": [{"message": message}], "usage": {"prompt_tokens": 1}}
+    line = {"customer_item_id": "a", "sequence_no": 0, "status": "completed", "output": answer}
+    one_line(json.dumps(line).encode())
 
 
 def one_line(data: bytes) -> None:
@@ -62,4 +76,4 @@ def one_line(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    fuzz(one_line, SEEDS)
+    fuzz(one_input, SEEDS)

@@ -183,6 +183,19 @@ def test_the_fast_parser_never_hides_a_repeated_key(text):
     assert told(lambda: read_line(raw).input) == exact
 
 
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64 + 1, 10**19 + 1, -(10**400) - 7])
+@pytest.mark.parametrize("pad", range(10))
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_whole_numbers_beyond_64_bits_are_counted_as_they_are_written(number, pad, separators):
+    body = {"input": "x" * pad or "y", "seeds": [1, number], "seed": number}
+    raw = json.dumps(native(input=body), separators=separators).encode()
+
+    taken = read_line(raw)
+
+    assert taken.input == body
+    assert taken.input_bytes == len(json.dumps(body, separators=(",", ":")))
+
+
 @pytest.mark.parametrize("block_bytes", [1, 2, 7, 64, None])
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
 def test_facts_do_not_depend_on_how_the_bytes_arrive(tmp_path, block_bytes, line_end):
