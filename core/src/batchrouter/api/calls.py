@@ -10,7 +10,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
@@ -78,9 +78,11 @@ class Caller:
         """
         patience = self.patience()
         repeatable = request.is_repeatable or request.idempotency_key is not None
+        sent = replace(request, resend_count=0)
         while True:
             try:
-                reply: Reply = yield request
+                reply: Reply = yield sent
+                _log_reply(sent, reply)
                 if reply.status < _FIRST_REDIRECT:
                     return reply
                 raise self._refusal(request, reply)
@@ -89,7 +91,10 @@ class Caller:
                 if not (repeatable and cured):
                     raise
                 asked_s = error.retry_after_s if isinstance(error, APIError) else None
-                yield patience.wait_after(error, asked_s=asked_s)
+                wait = patience.wait_after(error, asked_s=asked_s)
+                _LOG.info("%s: asked again in %.1f s", error, wait.seconds)
+                yield wait
+                sent = replace(sent, resend_count=sent.resend_count + 1)
 
     def patience(self) -> "Patience":
         """Return a fresh count of attempts and waits."""
@@ -124,6 +129,7 @@ class Caller:
             return ProtocolError(
                 f"{self.host} redirects {request.method} {request.path} to {where}: the key is "
                 "not sent after it; set base_url to where the API is"
+                f" (request {reply.request_id or request.request_id})"
             )
         code, message, details = _read_error(reply)
         advice = _ADVICE.get(reply.status)
@@ -165,6 +171,11 @@ class Patience:
         """Begin to count anew: something went forward."""
         self._attempts = 1
         self._waited_s = 0.0
+
+
+def _log_reply(sent: Send, reply: Reply) -> None:
+    request_id = reply.request_id or sent.request_id
+    _LOG.debug("%s %s: %d (request %s)", sent.method, sent.path, reply.status, request_id)
 
 
 def _read_error(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:

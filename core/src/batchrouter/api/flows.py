@@ -108,8 +108,9 @@ def retrieve_batch(
     }
     query = tuple((name, "true") for name, is_wanted in wanted.items() if is_wanted)
     path = requests.batch_path(batch_id)
+    request = Send("GET", path, query=query, is_repeatable=True, template="/v1/batches/{batch_id}")
     reply, dropped = yield from caller.call_without_unknown(
-        Send("GET", path, query=query, is_repeatable=True), optional=requests.OPTIONAL_IN_READ
+        request, optional=requests.OPTIONAL_IN_READ
     )
     return Batch.from_wire(reply.json(), server_now=reply.server_now, dropped_fields=dropped)
 
@@ -117,7 +118,8 @@ def retrieve_batch(
 def artifact_url(caller: Caller, batch_id: str) -> Flow[ArtifactLink]:
     """Get a fresh signed URL of the artifact."""
     path = requests.batch_path(batch_id, "artifact-url")
-    reply = yield from caller.call(Send("GET", path, is_repeatable=True))
+    template = "/v1/batches/{batch_id}/artifact-url"
+    reply = yield from caller.call(Send("GET", path, is_repeatable=True, template=template))
     link = ArtifactLink.from_wire(reply.json())
     return link.model_copy(
         update={
@@ -130,7 +132,8 @@ def artifact_url(caller: Caller, batch_id: str) -> Flow[ArtifactLink]:
 def cancel_batch(caller: Caller, batch_id: str) -> Flow[Batch]:
     """Ask that nothing more of a batch be sent."""
     path = requests.batch_path(batch_id, "cancel")
-    reply = yield from caller.call(Send("POST", path, is_repeatable=True))
+    template = "/v1/batches/{batch_id}/cancel"
+    reply = yield from caller.call(Send("POST", path, is_repeatable=True, template=template))
     return Batch.from_wire(reply.json(), server_now=reply.server_now)
 
 

@@ -30,7 +30,9 @@ class Send:
         fields: The JSON body, if there is one.
         is_repeatable: Sending it twice has the effect of sending it once, or costs nothing.
         with_key: Whether the API key goes along.
+        template: The path with names in place of ids, where it holds any: one of few.
         request_id: The same at every attempt, so that the operator sees them as one call.
+        resend_count: How often it was sent before.
     """
 
     method: str
@@ -41,7 +43,9 @@ class Send:
     idempotency_key: str | None = None
     is_repeatable: bool = False
     with_key: bool = True
+    template: str = field(default="", compare=False)
     request_id: str = field(default_factory=lambda: uuid4().hex, compare=False)
+    resend_count: int = field(default=0, compare=False)
 
     @property
     def field_names(self) -> frozenset[str]:
@@ -99,9 +103,10 @@ class Reply:
             return json.loads(self.body, parse_float=Decimal, parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             kind = self.headers.get("content-type", "no content type")
+            told = f" (request {self.request_id})" if self.request_id else ""
             raise ProtocolError(
                 f"the {self.status} reply ({kind}, {len(self.body)} bytes) is not JSON: "
-                "is base_url really a Batches API?"
+                f"is base_url really a Batches API?{told}"
             ) from None
 
 
@@ -128,6 +133,7 @@ class Fetch:
     url: str = field(repr=False)
     offset: int
     sink: ByteSink = field(compare=False)
+    request_id: str = field(default_factory=lambda: uuid4().hex, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from batchrouter import tracing
 from batchrouter._version import __version__
 from batchrouter.api.offload import in_thread
 from batchrouter.api.settings import Settings
@@ -28,6 +29,7 @@ from batchrouter.errors import ConfigError, ProtocolError, TransportError
 MAX_REPLY_BYTES = 64 << 20
 """A page of a thousand batches is a few MB; more than this is no answer of this API."""
 
+_FIRST_REFUSAL = 400
 _KEEPALIVE_S = 3.0
 """Below the 5 s after which uvicorn and many proxies close an idle connection: a request that
 meets the close would fail although nothing is wrong."""
@@ -70,7 +72,11 @@ class _Wire:
         }
 
     def _request_options(self, step: Send) -> dict[str, Any]:
-        headers = {"Accept": "application/json", "X-Request-Id": step.request_id}
+        headers = {
+            "Accept": "application/json",
+            "X-Request-Id": step.request_id,
+            **tracing.trace_headers(),
+        }
         if step.with_key:
             headers["Authorization"] = self._authorization
         if step.idempotency_key is not None:
@@ -94,7 +100,7 @@ class _Wire:
 
     def _fetch_options(self, step: Fetch) -> dict[str, Any]:
         # Byte offsets mean bytes of the file: a compressed answer would have others.
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", "X-Request-Id": step.request_id}
         if step.offset:
             headers["Range"] = f"bytes={step.offset}-"
         return {"method": "GET", "url": step.url, "headers": headers}
@@ -102,23 +108,50 @@ class _Wire:
     def _deadline(self) -> float:
         return time.monotonic() + self._settings.timeout_s
 
-    def _check(self, size_bytes: int, deadline: float) -> None:
+    def _check(self, step: Send, size_bytes: int, deadline: float) -> None:
+        told = f"(request {step.request_id})"
         if size_bytes > MAX_REPLY_BYTES:
-            raise ProtocolError(f"{self._host} sent a reply of more than {MAX_REPLY_BYTES} bytes")
+            raise ProtocolError(
+                f"{self._host} sent a reply of more than {MAX_REPLY_BYTES} bytes {told}"
+            )
         if time.monotonic() > deadline:
             raise TransportError(
                 f"{self._host} has begun to answer and took more than "
-                f"{self._settings.timeout_s:g} s to end: try again, or raise timeout_s"
+                f"{self._settings.timeout_s:g} s to end: try again, or raise timeout_s {told}"
             )
 
+    def _send_span(self, step: Send) -> AbstractContextManager[None]:
+        template = step.template or step.path
+        attributes: dict[str, str | int] = {
+            **_server(self._settings.base_url),
+            "http.request.method": step.method,
+            "url.full": self._settings.base_url + step.path,
+            "url.template": template,
+            "batchrouter.request.id": step.request_id,
+        }
+        if step.resend_count:
+            attributes["http.request.resend_count"] = step.resend_count
+        return tracing.span(f"{step.method} {template}", "client", attributes=attributes)
+
+    def _fetch_span(self, step: Fetch) -> AbstractContextManager[None]:
+        # No URL: it is a secret for as long as it is of use.
+        return tracing.span(
+            "GET",
+            "client",
+            attributes={
+                **_server(step.url),
+                "http.request.method": "GET",
+                "batchrouter.request.id": step.request_id,
+            },
+        )
+
     @contextmanager
-    def _told_errors(self, host: str, request_id: str | None = None) -> Generator[None, None, None]:
+    def _told_errors(self, host: str, request_id: str) -> Generator[None, None, None]:
         try:
             yield
         except httpx.RequestError as error:
-            told = f" (request {request_id})" if request_id else ""
             # Not chained: httpx's error holds the request, and that holds the key.
-            raise TransportError(f"{_explain(error, host)}{told}") from None
+            raise TransportError(f"{_explain(error, host)} (request {request_id})") from None
         except httpx.InvalidURL as error:
             raise ConfigError(f"{host}: not a URL that can be asked: {error}") from None
 
@@ -132,26 +165,27 @@ class SyncTransport(_Wire):
 
     def send(self, step: Send) -> Reply:
         """Send a request and take in the whole reply."""
-        options = self._request_options(step)
-        if step.upload is not None:
-            options["content"] = step.upload.body()
-        with (
-            self._told_errors(self._host, step.request_id),
-            self._http.stream(**options) as response,
-        ):
-            deadline, body = self._deadline(), bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                self._check(len(body), deadline)
-            return Reply(response.status_code, _headers(response), bytes(body))
+        with self._send_span(step), self._told_errors(self._host, step.request_id):
+            options = self._request_options(step)
+            if step.upload is not None:
+                options["content"] = step.upload.body()
+            with self._http.stream(**options) as response:
+                _note_status(response)
+                deadline, body = self._deadline(), bytearray()
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    self._check(step, len(body), deadline)
+                return Reply(response.status_code, _headers(response), bytes(body))
 
     def fetch(self, step: Fetch) -> FetchReply:
         """Stream a signed URL into its sink."""
         with (
             _secret_url(),
-            self._told_errors(_host(step.url)),
+            self._fetch_span(step),
+            self._told_errors(_host(step.url), step.request_id),
             self._http.stream(**self._fetch_options(step)) as response,
         ):
+            _note_status(response)
             head = response.status_code, _headers(response)
             if not step.sink.begin(*head):
                 return FetchReply(*head)
@@ -181,21 +215,27 @@ class AwaitedTransport(_Wire):
 
     async def send(self, step: Send) -> Reply:
         """Send a request and take in the whole reply."""
-        options = self._request_options(step)
-        if step.upload is not None:
-            options["content"] = step.upload.abody()
-        with self._told_errors(self._host, step.request_id):
+        with self._send_span(step), self._told_errors(self._host, step.request_id):
+            options = self._request_options(step)
+            if step.upload is not None:
+                options["content"] = step.upload.abody()
             async with self._http.stream(**options) as response:
+                _note_status(response)
                 deadline, body = self._deadline(), bytearray()
                 async for chunk in response.aiter_bytes():
                     body += chunk
-                    self._check(len(body), deadline)
+                    self._check(step, len(body), deadline)
                 return Reply(response.status_code, _headers(response), bytes(body))
 
     async def fetch(self, step: Fetch) -> FetchReply:
         """Stream a signed URL into its sink."""
-        with _secret_url(), self._told_errors(_host(step.url)):
+        with (
+            _secret_url(),
+            self._fetch_span(step),
+            self._told_errors(_host(step.url), step.request_id),
+        ):
             async with self._http.stream(**self._fetch_options(step)) as response:
+                _note_status(response)
                 head = response.status_code, _headers(response)
                 if not step.sink.begin(*head):
                     return FetchReply(*head)
@@ -256,6 +296,18 @@ def _secret_url() -> Generator[None, None, None]:
         yield
     finally:
         _url_is_secret.reset(token)
+
+
+def _server(url: str) -> dict[str, str | int]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+    return {"server.address": parts.hostname or "", "server.port": port}
+
+
+def _note_status(response: httpx.Response) -> None:
+    status = response.status_code
+    failed_as = str(status) if status >= _FIRST_REFUSAL else None
+    tracing.note({"http.response.status_code": status}, failed_as=failed_as)
 
 
 def _headers(response: httpx.Response) -> dict[str, str]:

@@ -7,6 +7,7 @@ is no failure: another attempt has moved the run along, so the journal is read a
 import logging
 from collections.abc import Callable
 
+from batchrouter import tracing
 from batchrouter.errors import LandingError, ServerError, StorageError
 from batchrouter.run import outcome
 from batchrouter.run.answers import Done, Waiting
@@ -96,7 +97,8 @@ def _take_while(context: RunContext, allowed: frozenset[Step]) -> Waiting | Done
         if step not in allowed:
             return None
         try:
-            answer = _take(context, step)
+            with tracing.span(f"run.{step.value}", attributes=_span_attributes(context)):
+                answer = _take(context, step)
         except LostRaceError:
             _log.info("another attempt at this run was faster; deciding again")
             continue
@@ -109,6 +111,13 @@ def _take_while(context: RunContext, allowed: frozenset[Step]) -> Waiting | Done
             return answer
         taken += 1
     raise _clock_error()
+
+
+def _span_attributes(context: RunContext) -> dict[str, str]:
+    return {
+        "batchrouter.job.name": context.identity.job_name,
+        "batchrouter.run.key": context.identity.run_key,
+    }
 
 
 def _take(context: RunContext, step: Step) -> Waiting | Done | None:

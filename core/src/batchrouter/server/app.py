@@ -1,12 +1,14 @@
 """The router as an ASGI app: the parts put together, and started and stopped with it."""
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -73,6 +75,7 @@ def create_app(settings: AppSettings) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        **_without_its_own_telemetry(),
     )
     app.state.services = services
     app.state.rate_limit = RateLimit(settings.config.limits.requests_per_minute)
@@ -92,6 +95,15 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.add_api_route("/healthz", _healthz, tags=["operation"], summary="Is it alive?")
     app.add_api_route("/readyz", _readyz(app), tags=["operation"], summary="Can it work?")
     return app
+
+
+def _without_its_own_telemetry() -> dict[str, Any]:
+    # Later releases of FastAPI tell OpenTelemetry of every request by themselves, and log
+    # exceptions with their messages: these may quote a caller's data, and `RequestLog` does
+    # the same without.
+    if "telemetry" not in inspect.signature(FastAPI).parameters:
+        return {}
+    return {"telemetry": dict.fromkeys(("tracing", "metrics", "logs", "auto_configure"), False)}
 
 
 def open_services(settings: AppSettings) -> Services:

@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from batchrouter.server.http.rate_limit import RateLimit
+from batchrouter.server.log_fields import note_in_log
 from batchrouter.server.refusals import refusal
 from batchrouter.server.services import Services
 from batchrouter.server.storage.keys import Caller, find_caller
@@ -37,6 +38,7 @@ def requires(scope: Scope) -> Callable[[Request], Coroutine[Any, Any, Caller]]:
         caller = await run_in_threadpool(_look_up, services, key)
         if caller is None:
             raise refusal("unauthorized", "the API key is unknown or revoked")
+        note_in_log(key_id=caller.key_id)
         if scope not in caller.scopes:
             raise refusal(
                 "insufficient_scope",

@@ -16,6 +16,7 @@ from batchrouter.server.batches.view import billing_receipt, find_batch, views
 from batchrouter.server.http.bodies import documented, parse, read_body
 from batchrouter.server.http.context import Given, requires, services_of
 from batchrouter.server.http.described import IDEMPOTENCY_KEY, LIST_PARAMETERS, REFUSALS
+from batchrouter.server.log_fields import note_in_log
 from batchrouter.server.quoting.questions import ModelQuestion, WorkflowQuestion
 from batchrouter.server.quoting.quotes import make_quote
 from batchrouter.server.refusals import refusal
@@ -89,6 +90,7 @@ def submit_batch(
         idempotency_key=_idempotency_key(request),
     )
     batch_id, is_replay = create_batch(services, purchase)
+    note_in_log(batch_id=batch_id)
     if is_replay:
         response.headers["Idempotent-Replayed"] = "true"
     return _show(services, caller, batch_id)

@@ -12,14 +12,17 @@ the first one's steps again. `FolderLock` sees to that.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
+from batchrouter import tracing
 from batchrouter.server.config import RouterConfig
 from batchrouter.server.lanes.registry import LaneRegistry
+from batchrouter.server.log_fields import logging_with, span_attributes
 from batchrouter.server.metrics import Metrics
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
@@ -229,17 +232,20 @@ class Engine:
         def give_up() -> None:
             fail_batch(self._shop, batch_id, "internal_error", "the batch could not be planned")
 
-        self._patience.run(lambda: plan_batch(self._shop, batch_id), give_up)
+        with _traced("batch.plan", batch_id=batch_id):
+            self._patience.run(lambda: plan_batch(self._shop, batch_id), give_up)
 
     def _chunk(self, batch_id: str, number: int) -> None:
         work = ChunkWork(self._shop, batch_id, number)
-        self._patience.run(work.run, work.give_up)
+        with _traced("batch.chunk", batch_id=batch_id, chunk_number=number):
+            self._patience.run(work.run, work.give_up)
 
     def _finish(self, batch_id: str) -> None:
         def give_up() -> None:
             fail_batch(self._shop, batch_id, "internal_error", "the batch could not be finished")
 
-        self._patience.run(lambda: finish_batch(self._shop, batch_id), give_up)
+        with _traced("batch.finish", batch_id=batch_id):
+            self._patience.run(lambda: finish_batch(self._shop, batch_id), give_up)
 
     async def _sweep(self) -> None:
         """Delete the workflows of batches that ended long ago; our own tables stay."""
@@ -251,6 +257,13 @@ class Engine:
                 )
             except Exception as error:  # noqa: BLE001 - tidying up must not end with the first full disk
                 _log.warning("old workflows could not be deleted: %s", type(error).__name__)
+
+
+@contextmanager
+def _traced(name: str, **ids: str | int) -> Generator[None]:
+    """Put the ids of a piece of work into its span, and into its lines in the log."""
+    with logging_with(**ids), tracing.span(name, attributes=span_attributes(ids)):
+        yield
 
 
 def _delete_ended_workflows(kept_for: timedelta) -> None:
