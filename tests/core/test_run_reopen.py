@@ -357,3 +357,24 @@ def test_the_servers_clock_is_measured_against_this_hosts_own(open_run: OpenRun)
 
 def _ahead_s(moment: datetime) -> float:
     return (moment - datetime.now(UTC)).total_seconds()
+
+
+def test_an_attempt_is_granted_its_rebuy_once(open_run: OpenRun, tmp_path: Path) -> None:
+    job = job_over(table(0), tmp_path)
+    open_run(job=job).advance()
+
+    for _ in range(2):  # the second is a retry, under the same token
+        open_run(job=job, on_rerun="rebuy", attempt="launch-1").advance()
+    retried = open_run(job=job, on_rerun="rebuy", attempt="launch-1").status().generation
+    other = open_run(job=job, on_rerun="rebuy", attempt="launch-2").status().generation
+
+    assert (retried, other) == (1, 2)
+
+
+def test_a_rebuy_of_what_was_never_bought_counts_as_granted(
+    open_run: OpenRun, tmp_path: Path
+) -> None:
+    job = job_over(table(0), tmp_path)
+    open_run(job=job, on_rerun="rebuy", attempt="launch-1").advance()
+
+    assert open_run(job=job, on_rerun="rebuy", attempt="launch-1").status().generation == 0

@@ -5,6 +5,7 @@
 
 from batchrouter.run.answers import Done, QuoteSummary, Waiting
 from batchrouter.run.catalog import RunStatus, list_runs
+from batchrouter.run.ended import EndedBatch, Look, look_for_ended
 from batchrouter.run.progress import Progress
 from batchrouter.run.receipt import LaneReceipt, Receipt
 from batchrouter.run.retention import PrunedRun, prune_runs
@@ -12,7 +13,9 @@ from batchrouter.run.run import Run
 
 __all__ = [
     "Done",
+    "EndedBatch",
     "LaneReceipt",
+    "Look",
     "Progress",
     "PrunedRun",
     "QuoteSummary",
@@ -21,5 +24,6 @@ __all__ = [
     "RunStatus",
     "Waiting",
     "list_runs",
+    "look_for_ended",
     "prune_runs",
 ]

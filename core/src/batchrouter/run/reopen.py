@@ -25,8 +25,11 @@ from batchrouter.run.state import RunState
 OnRerun = Literal["resume", "rebuy"]
 
 
-def begin(context: RunContext, on_rerun: OnRerun) -> None:
+def begin(context: RunContext, on_rerun: OnRerun, attempt: str | None = None) -> None:
     """Read the journal, or write its first event, and apply the rules of a second opening.
+
+    A rebuy is granted to an attempt once: it claims the run before it buys, so an attempt that
+    has claimed it before was granted its rebuy, and goes on with that.
 
     Raises:
         RunIdentityConflictError: The job would buy something else under this key.
@@ -52,7 +55,7 @@ def begin(context: RunContext, on_rerun: OnRerun) -> None:
             pass
         else:
             return
-    if on_rerun == "rebuy":
+    if on_rerun == "rebuy" and attempt not in journal.state.claims:
         _rebuy(context, fingerprint)
     _check_same(context, fingerprint)
 

@@ -84,7 +84,9 @@ class Run:
             attempt: A token of the orchestrator's attempt; recorded as a claim, so that
                 `cancel` of an older attempt does nothing.
             on_rerun: ``resume`` goes on, and does nothing for what is landed; ``rebuy``
-                buys anew what has ended, and is never right for an automatic retry.
+                buys anew what has ended: with an `attempt` once, so that a retry under the same
+                token goes on with what it bought; without one at every call, which is never
+                right for an automatic retry.
             limit: Try the job on its first rows only: the run has its own key, and its rows
                 land in the run folder instead of the job's table.
             on_progress: Called often, from this thread.
@@ -117,7 +119,7 @@ class Run:
             tell=on_progress or nobody_listens,
         )
         try:
-            begin(context, on_rerun)
+            begin(context, on_rerun, attempt)
             if attempt is not None:
                 claim(context, attempt)
         except BaseException:

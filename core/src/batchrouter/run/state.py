@@ -69,6 +69,8 @@ class RunState:
     moved_at: datetime | None = None
     """When the last event came that was no removal."""
     claim: str | None = None
+    claims: set[str] = field(default_factory=set[str])
+    """Every attempt that ever took the run over."""
     generation: int = 0
     fingerprint: dict[str, str] = field(default_factory=dict[str, str])
     source_version: str | None = None
@@ -127,6 +129,7 @@ class RunState:
                 self.fingerprint = fact.fingerprint
             case events.Claimed():
                 self.claim = fact.attempt
+                self.claims.add(fact.attempt)
             case events.GenerationOpened():
                 self._begin_generation(fact)
             case events.CancelAsked():
