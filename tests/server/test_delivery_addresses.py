@@ -12,6 +12,11 @@ from batchrouter.server.delivery.addresses import check_webhook_url, destination
         "https://example.com:8443/hook?run=1",
         "https://1.1.1.1/",
         "https://[2606:4700::1111]/hook",
+        # What stands for a public IPv4 address is as good as the address.
+        "https://[::ffff:1.1.1.1]/hook",
+        "https://[::1.1.1.1]/hook",
+        "https://[64:ff9b::101:101]/hook",
+        "https://[2002:101:101::]/hook",
     ],
 )
 def test_public_https_urls_are_admitted(url: str) -> None:
@@ -39,6 +44,8 @@ def test_public_https_urls_are_admitted(url: str) -> None:
         ("https://100.64.0.1/", "not a public"),
         ("https://0.0.0.0/", "not a public"),
         ("https://224.0.0.1/", "not a public"),
+        ("https://240.0.0.1/", "not a public"),
+        ("https://255.255.255.255/", "not a public"),
         ("https://[::1]/", "not a public"),
         ("https://[fe80::1%25eth0]/", "not a"),
         ("https://[::ffff:10.0.0.1]/", "not a public"),
@@ -47,6 +54,7 @@ def test_public_https_urls_are_admitted(url: str) -> None:
         ("https://[64:ff9b::a00:1]/", "not a public"),
         ("https://[64:ff9b:1::1]/", "not a public"),
         ("https://[ff02::1]/", "not a public"),
+        ("https://[4000::1]/", "not a public"),
         ("https://" + "a" * 3000, "longer than"),
     ],
 )

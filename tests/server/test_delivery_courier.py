@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,18 +37,27 @@ class Receiver:
     url: str = ""
     statuses: list[int] = field(default_factory=list)
     came: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    got: list[str] = field(default_factory=list)
+    ports: set[int] = field(default_factory=set)
     answer: Callable[[BaseHTTPRequestHandler], None] | None = None
 
 
 @contextmanager
-def receiving(*statuses: int) -> Iterator[Receiver]:
+def receiving(*statuses: int, address: str = "127.0.0.1", port: int = 0) -> Iterator[Receiver]:
     receiver = Receiver(statuses=list(statuses))
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            receiver.got.append(self.path)
+            self.send_error(404)
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
             receiver.came.append((self.path, headers, body))
+            receiver.ports.add(self.client_address[1])
             if receiver.answer is not None:
                 receiver.answer(self)
                 return
@@ -61,11 +71,11 @@ def receiving(*statuses: int) -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    receiver.url = f"http://127.0.0.1:{server.server_port}/hook"
+    receiver.url = f"http://{address}:{server.server_port}/hook"
     try:
         yield receiver
     finally:
@@ -215,7 +225,42 @@ def test_a_redirect_is_not_followed(outgoing: Outgoing) -> None:
         event = outgoing.deliver()
 
     assert [path for path, _, _ in receiver.came] == ["/hook", "/hook"]
+    assert receiver.got == []
     assert event.delivered_at is not None
+
+
+def test_a_connection_is_not_used_twice(outgoing: Outgoing) -> None:
+    with receiving(500, 200) as receiver:
+        outgoing.add(receiver.url)
+        event = outgoing.deliver()
+
+    assert event.delivered_at is not None
+    assert len(receiver.ports) == len(receiver.came) == 2
+
+
+def test_a_name_that_leads_elsewhere_a_moment_later_is_not_asked_again(
+    outgoing: Outgoing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["127.0.0.1", "127.0.0.2"]
+    resolve = socket.getaddrinfo
+
+    def rebinding(host: Any, *arguments: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        return resolve(answers.pop(0) if name == "localhost" else host, *arguments, **options)
+
+    with (
+        receiving() as checked,
+        receiving(address="127.0.0.2", port=int(checked.url.split(":")[2][:-5])) as inside,
+    ):
+        monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+        outgoing.add(checked.url.replace("127.0.0.1", "localhost"))
+        event = outgoing.deliver()
+
+    assert event.delivered_at is not None
+    assert inside.came == []
+    assert answers == ["127.0.0.2"]
+    ((_, headers, _),) = checked.came
+    assert headers["host"] == checked.url.split("/")[2].replace("127.0.0.1", "localhost")
 
 
 def test_proxies_of_the_environment_are_ignored(
@@ -236,6 +281,7 @@ def test_proxies_of_the_environment_are_ignored(
 def test_an_endless_answer_is_not_read_to_its_end(outgoing: Outgoing) -> None:
     def pour(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
+        handler.send_header("Connection", "close")
         handler.end_headers()
         try:
             while True:
@@ -249,6 +295,29 @@ def test_an_endless_answer_is_not_read_to_its_end(outgoing: Outgoing) -> None:
         event = outgoing.deliver()
 
     assert event.attempts == 1
+    assert event.delivered_at is not None
+
+
+def test_a_receiver_that_drips_is_not_waited_for(outgoing: Outgoing) -> None:
+    impatient = DeliverySchedule(first_retry_s=0.2, retries=2, timeout_s=0.6)
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        receiver.answer = None
+        handler.close_connection = True
+        try:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            for _ in range(50):
+                handler.wfile.write(b"x")
+                time.sleep(0.1)
+        except OSError:
+            pass
+
+    with receiving() as receiver:
+        receiver.answer = drip
+        outgoing.add(receiver.url)
+        event = outgoing.deliver(schedule=impatient)
+
+    assert len(receiver.came) == event.attempts == 2
     assert event.delivered_at is not None
 
 

@@ -22,7 +22,7 @@ from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.vault import Vault
 from batchrouter.webhooks.signing import sign
 
-__all__ = ["Courier"]
+__all__ = ["Courier", "open_http", "post"]
 
 _log = logging.getLogger(__name__)
 
@@ -79,13 +79,7 @@ class Courier:
         self._loop = None
 
     async def _run(self) -> None:
-        # HTTP/1.1 and no kept connections: see the module's text.
-        async with httpx.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            timeout=self._schedule.timeout_s,
-            limits=httpx.Limits(max_keepalive_connections=0),
-        ) as client:
+        async with open_http(self._schedule.timeout_s) as client:
             while True:
                 room = MAX_AT_ONCE - len(self._sending)
                 try:
@@ -107,7 +101,7 @@ class Courier:
         try:
             async with asyncio.timeout(self._schedule.timeout_s):
                 destination = await asyncio.to_thread(self._resolve, event.url)
-                status = await _post(client, destination, event)
+                status = await post(client, destination, event)
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             reason = type(error).__name__
         except ValueError as refused:
@@ -129,13 +123,28 @@ class Courier:
         return destination_of(url, allow_loopback_http=self._allow_loopback_http)
 
 
+def open_http(timeout_s: float) -> httpx.AsyncClient:
+    """Open what events are sent by: HTTP/1.1, no kept connections; see the module's text.
+
+    `SSL_CERT_FILE` names the authorities that receivers' certificates are verified by, when they
+    are not those that every browser knows.
+    """
+    return httpx.AsyncClient(
+        trust_env=False,
+        verify=httpx.create_ssl_context(),
+        follow_redirects=False,
+        timeout=timeout_s,
+        limits=httpx.Limits(max_keepalive_connections=0),
+    )
+
+
 def _outcome(status: int | None) -> str:
     if status is not None and httpx.codes.is_success(status):
         return "delivered"
     return "gone" if status == _GONE else "failed"
 
 
-async def _post(client: httpx.AsyncClient, destination: Destination, event: DueEvent) -> int:
+async def post(client: httpx.AsyncClient, destination: Destination, event: DueEvent) -> int:
     """Post the event and return the status; of the answer no more than 64 KB is read."""
     headers = {
         "Host": destination.host_header,
