@@ -23,7 +23,7 @@ from batchrouter.errors import (
     RunIdentityConflictError,
     StorageError,
 )
-from batchrouter.run import Done, Progress, list_runs, reopen, steps
+from batchrouter.run import Done, Progress, cancel_run, list_runs, reopen, steps
 from batchrouter.run.events import Bought, Claimed, Collected, Ended, Intended
 from batchrouter.run.journal import Journal
 
@@ -153,6 +153,17 @@ def test_a_cancel_before_anything_was_bought_gives_up(open_run: OpenRun, *, is_b
         run.advance()
     assert run.submit() == ()
     assert run.status().stage == "cancelled"
+
+
+def test_a_run_is_cancelled_by_its_names_alone(open_run: OpenRun, tmp_path: Path) -> None:
+    run = open_run(attempt="try-1")
+    settings = Settings(runs_url=str(tmp_path / "runs"), namespace="ns")
+
+    assert not cancel_run("label", "another key", settings=settings)
+    assert not cancel_run("label", "k", settings=settings, attempt="try-0", grace_s=0)
+    assert cancel_run("label", "k", settings=settings, attempt="try-1", grace_s=0)
+    assert run.status().stage == "cancelled"
+    assert [each.run_key for each in list_runs(str(tmp_path / "runs"))] == ["k"]
 
 
 def test_a_cancel_of_an_attempt_that_was_taken_over_does_nothing(open_run: OpenRun) -> None:

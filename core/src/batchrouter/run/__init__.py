@@ -4,14 +4,19 @@
 """
 
 from batchrouter.run.answers import Done, QuoteSummary, Waiting
+from batchrouter.run.cancelling import cancel_run
 from batchrouter.run.catalog import RunStatus, list_runs
 from batchrouter.run.ended import EndedBatch, Look, look_for_ended
 from batchrouter.run.progress import Progress
 from batchrouter.run.receipt import LaneReceipt, Receipt
 from batchrouter.run.retention import PrunedRun, prune_runs
 from batchrouter.run.run import Run
+from batchrouter.run.waiting import async_watcher_for, check_mode
+from batchrouter.run.watch import AsyncWatcher
+from batchrouter.run.watch_book import WaitMode
 
 __all__ = [
+    "AsyncWatcher",
     "Done",
     "EndedBatch",
     "LaneReceipt",
@@ -22,7 +27,11 @@ __all__ = [
     "Receipt",
     "Run",
     "RunStatus",
+    "WaitMode",
     "Waiting",
+    "async_watcher_for",
+    "cancel_run",
+    "check_mode",
     "list_runs",
     "look_for_ended",
     "prune_runs",

@@ -33,6 +33,7 @@ class RunStatus:
             it ended without a table: ``cancelled`` or ``failed``.
         committed_usd: What may be billed so far: settled, or quoted where it is open.
         folder: The run's folder below the runs URL.
+        bought_at: When the newest generation's first batch was bought.
         removed: What retention has taken out of it: ``manifest``, ``artifact``, ``rows``.
     """
 
@@ -47,6 +48,7 @@ class RunStatus:
     opened_at: datetime | None
     updated_at: datetime | None
     folder: str
+    bought_at: datetime | None = None
     removed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class RunStatus:
         plain["committed_usd"] = format_usd(self.committed_usd)
         plain["batch_ids"] = list(self.batch_ids)
         plain["removed"] = list(self.removed)
-        for name in ("opened_at", "updated_at"):
+        for name in ("opened_at", "updated_at", "bought_at"):
             plain[name] = plain[name] and plain[name].isoformat()
         return plain
 
@@ -77,6 +79,9 @@ def status_of(state: RunState, folder: str) -> RunStatus:
         opened_at=state.opened_at,
         updated_at=state.last_at,
         folder=folder,
+        bought_at=min(
+            (part.bought_at for part in state.parts.values() if part.bought_at), default=None
+        ),
         removed=tuple(state.removed),
     )
 

@@ -25,12 +25,13 @@ class RunContext:
     """One attempt at one run.
 
     Attributes:
+        given_job: None for a run that is known by its names alone, and then only cancelled.
         owns_client: True when the run opened its client, and so closes it.
         limit: Build only this many rows; None for all.
         tell: Takes progress.
     """
 
-    job: Job
+    given_job: Job | None
     identity: RunIdentity
     folder: RunFolder
     journal: Journal
@@ -41,6 +42,17 @@ class RunContext:
     tell: ProgressListener = nobody_listens
     _client: "Client | None" = field(default=None, repr=False)
     _clock_offset_s: float | None = None
+
+    @property
+    def job(self) -> Job:
+        """What the run is for.
+
+        Raises:
+            RuntimeError: It is known by its names alone; the caller decided wrongly.
+        """
+        if self.given_job is None:
+            raise RuntimeError("the run was opened by its names, without its job")
+        return self.given_job
 
     @property
     def state(self) -> RunState:
@@ -101,3 +113,16 @@ class RunContext:
         offset_s = self._clock_offset_s
         ahead = timedelta(seconds=recorded_offset_s if offset_s is None else offset_s)
         return datetime.now(UTC) + ahead
+
+
+def client_opener(client: "Client | None", settings: Settings) -> "Callable[[], Client]":
+    """How a run comes to its client: the one that it was given, or one of its own."""
+
+    def open_client() -> "Client":
+        if client is not None:
+            return client
+        from batchrouter.api.client import Client  # noqa: PLC0415 - loads httpx
+
+        return Client(settings)
+
+    return open_client

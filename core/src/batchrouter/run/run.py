@@ -6,7 +6,7 @@ whether to wait or that the run is done. Between two calls nothing is held but a
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Self
@@ -16,11 +16,11 @@ from batchrouter.errors import ConfigError, WaitTimeoutError
 from batchrouter.run import outcome, steps
 from batchrouter.run.answers import Done, QuoteSummary, Waiting
 from batchrouter.run.building import build
-from batchrouter.run.buying import cancel_open_batches, lock_prices, settle_all
+from batchrouter.run.buying import lock_prices
+from batchrouter.run.cancelling import GRACE_S, cancel
 from batchrouter.run.catalog import RunStatus, status_of
-from batchrouter.run.context import RunContext
-from batchrouter.run.decide import Step, decide, parts_to_buy
-from batchrouter.run.events import CancelAsked
+from batchrouter.run.context import RunContext, client_opener
+from batchrouter.run.decide import parts_to_buy
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import RunIdentity
 from batchrouter.run.journal import Journal
@@ -43,8 +43,6 @@ from batchrouter.run.watch_book import WaitMode
 if TYPE_CHECKING:
     from batchrouter.api.client import Client
     from batchrouter.job import Job
-
-_CANCEL_GRACE_S = 5.0
 
 
 class Run:
@@ -108,12 +106,12 @@ class Run:
         )
         folder = RunFolder.below(settings.runs_url, identity.folder, dict(settings.storage_options))
         context = RunContext(
-            job=job,
+            given_job=job,
             identity=identity,
             folder=folder,
             journal=Journal(folder),
             settings=settings,
-            open_client=_client_opener(client, settings),
+            open_client=client_opener(client, settings),
             owns_client=client is None,
             limit=limit,
             tell=on_progress or nobody_listens,
@@ -311,7 +309,7 @@ class Run:
         reason: str = "cancelled by the caller",
         *,
         attempt: str | None = None,
-        grace_s: float = _CANCEL_GRACE_S,
+        grace_s: float = GRACE_S,
     ) -> bool:
         """Stop the run: nothing more is bought, and what is open is asked to cancel.
 
@@ -330,18 +328,7 @@ class Run:
             APIError: The API refuses; the wish is recorded and the next `advance` repeats it.
             TransportError: No reply; likewise.
         """
-        context = self._context
-        if attempt is not None:
-            time.sleep(grace_s)
-        state = context.journal.load()
-        if state.landed is not None or (attempt is not None and state.claim != attempt):
-            return False
-        if state.cancel_asked is None and decide(state) is Step.GIVE_UP:
-            return False
-        until_settled(context, lambda: _ask_to_cancel(context, reason))
-        until_settled(context, lambda: settle_all(context))
-        cancel_open_batches(context)
-        return True
+        return cancel(self._context, reason, attempt=attempt, grace_s=grace_s)
 
     def _listener(self, batch_ids: Sequence[str]) -> Listener:
         detail = batch_ids[0] if len(batch_ids) == 1 else f"{len(batch_ids)} batches"
@@ -358,21 +345,3 @@ class Run:
                 f"{', '.join(step.batch_ids[:3]) or 'a quote to expire'}. It goes on at the "
                 "router: open the same run key again to wait further."
             )
-
-
-def _ask_to_cancel(context: RunContext, reason: str) -> None:
-    if context.state.cancel_asked is None:
-        context.journal.append(
-            CancelAsked(reason=reason), still=lambda state: state.cancel_asked is None
-        )
-
-
-def _client_opener(client: "Client | None", settings: Settings) -> "Callable[[], Client]":
-    def open_client() -> "Client":
-        if client is not None:
-            return client
-        from batchrouter.api.client import Client  # noqa: PLC0415 - loads httpx
-
-        return Client(settings)
-
-    return open_client

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 _PAGE = 1000
 _TICK_S = 0.25
+_BETWEEN_TURNS_S = 0.2
+"""However many wait, the book is asked what is due a few times a second, not a few times each."""
 
 
 Listener = Callable[[int, int], None]
@@ -64,6 +66,7 @@ class Watcher:
         self._book = WatchBook(poll_interval_s, inbox is not None, inbox_interval_s)
         self._inbox = inbox
         self._turn = threading.Lock()
+        self._next_turn_s = 0.0
         self._news = threading.Condition()
 
     def wait(
@@ -90,9 +93,10 @@ class Watcher:
                 left_s = (until - datetime.now(UTC)).total_seconds()
                 if left_s <= 0:
                     return False
-                if self._turn.acquire(blocking=False):
+                if time.monotonic() >= self._next_turn_s and self._turn.acquire(blocking=False):
                     try:
                         self._ask(client)
+                        self._next_turn_s = time.monotonic() + _BETWEEN_TURNS_S
                     finally:
                         self._turn.release()
                     _tell(self._book, wait, listen)
@@ -148,6 +152,7 @@ class AsyncWatcher:
         self._book = WatchBook(poll_interval_s, inbox is not None, inbox_interval_s)
         self._inbox = inbox
         self._turn = asyncio.Lock()
+        self._next_turn_s = 0.0
 
     async def wait(
         self,
@@ -165,9 +170,10 @@ class AsyncWatcher:
                 left_s = (until - datetime.now(UTC)).total_seconds()
                 if left_s <= 0:
                     return False
-                if not self._turn.locked():
+                if time.monotonic() >= self._next_turn_s and not self._turn.locked():
                     async with self._turn:
                         await self._ask(client)
+                        self._next_turn_s = time.monotonic() + _BETWEEN_TURNS_S
                     _tell(self._book, wait, listen)
                 await asyncio.sleep(min(_TICK_S, left_s))
             return True
