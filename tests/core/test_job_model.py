@@ -90,11 +90,19 @@ def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     assert all(problem in str(caught.value) for problem in caught.value.problems)
 
 
-@pytest.mark.parametrize("field", ["mode", "keep", "incremental", "retry_failed"])
+@pytest.mark.parametrize("field", ["mode", "keep", "incremental"])
 def test_what_a_later_release_brings_is_not_accepted(field: str) -> None:
     problems = _problems(**{field: {"a": 1} if field in {"mode", "keep"} else 1})
 
     assert any(problem.startswith(f"{field}: ") for problem in problems)
+
+
+@pytest.mark.parametrize("field", ["retry_failed", "retry_invalid"])
+@pytest.mark.parametrize("rounds", [-1, 11, True, "1", 1.5, None])
+def test_rounds_are_a_small_whole_number(field: str, rounds: Any) -> None:
+    problems = _problems(**{field: rounds})
+
+    assert [problem.partition(":")[0] for problem in problems] == [field]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A scene of the kill matrix: a store, an account of its own, and a job that a story runs there."""
 
-import hashlib
 import json
 import os
 import signal
@@ -26,6 +25,7 @@ from sqlalchemy import Engine, create_engine, text
 from batchrouter.server.serve import mint_key
 from batchrouter.testing import RunningRouter
 from crash.desk import CONFIG
+from crash.doctoring import Line, doctor_artifact, doctor_lines, failed
 from crash.scenario import PURCHASE_COLUMNS, queries
 
 STORY = Path(__file__).parent / "story.py"
@@ -199,24 +199,18 @@ class Scene:
 
     def garble_artifact(self) -> None:
         """Have the router keep, and vouch for, an artifact with a line that nobody can read."""
-        engine = self._router_database()
-        with engine.begin() as conn:
-            [batch] = self.ledger().batches
-            artifact = self.router.data_dir / "objects" / str(batch["artifact_key"])
-            garbled = artifact.read_bytes() + b'{"customer_item_id": no}\n'
-            artifact.write_bytes(garbled)
-            conn.execute(
-                text(
-                    "update batches set artifact_bytes = :size, artifact_sha256 = :sha256"
-                    " where id = :id"
-                ),
-                {
-                    "size": len(garbled),
-                    "sha256": hashlib.sha256(garbled).hexdigest(),
-                    "id": batch["id"],
-                },
-            )
-        engine.dispose()
+        [batch] = self.ledger().batches
+        garbled = b'{"customer_item_id": no}\n'
+        doctor_artifact(self.router, str(batch["id"]), lambda artifact: artifact + garbled)
+
+    def fail_items(self) -> None:
+        """Have the router keep an artifact in which one item failed and another has no line."""
+
+        def change(number: int, line: Line) -> Line | None:
+            return None if number == 7 else failed(line) if number == 3 else line
+
+        [batch] = self.ledger().batches
+        doctor_lines(self.router, str(batch["id"]), change)
 
     def _router_database(self) -> Engine:
         return create_engine(f"sqlite:///{self.router.data_dir / 'router.db'}")

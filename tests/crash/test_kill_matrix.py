@@ -30,6 +30,8 @@ from crash.scene import CONFIG_FILE, Attempt, Scene, Store, s3_store
 UNFINISHED = frozenset({"cancelled", "stopped at the budget"})
 """The stories whose run is given up: how much had been sent by then is chance."""
 
+BOUGHT_TWICE = frozenset({"bought again", "resent"})
+
 WAYS = ("killed", "orphaned", "together")
 
 STORY_OF = {
@@ -47,6 +49,12 @@ STORY_OF = {
     "cancel.after_send": "cancelled",
     "journal.before_stopped": "stopped at the budget",
     "journal.after_stopped": "stopped at the budget",
+    "round.before_build": "resent",
+    "round.after_build": "resent",
+    "journal.before_round_built": "resent",
+    "journal.after_round_built": "resent",
+    "journal.before_rounds_ended": "nothing to resend",
+    "journal.after_rounds_ended": "nothing to resend",
     "landing.mid_write": "wide",
     "landing.before_quarantine": "garbled",
     "landing.after_quarantine": "garbled",
@@ -61,6 +69,8 @@ SHORT = (
     "submit.after_send",
     "journal.before_bought",
     "wait.during",
+    "journal.before_round_built",
+    "journal.after_round_built",
     "landing.before_commit",
 )
 
@@ -115,8 +125,9 @@ class Stage:
                 changes = {"parts": {"max_items": ROWS // 2}}
                 most = self.part_price(store) * Decimal("1.5")
                 return Scene(root, self.router, store, story, "slow", changes, max_run_usd=most)
-            case "refused" | "garbled":
-                return Scene(root, self.router, store)
+            case "refused" | "garbled" | "resent" | "nothing to resend":
+                rounds = {"retry_failed": 1} if "resen" in story else {}
+                return Scene(root, self.router, store, changes=rounds)
             case _:
                 return Scene(root, self.router, store, story)
 
@@ -148,6 +159,10 @@ def prepared(scene: Scene, story: str) -> Iterator[None]:
         case "garbled":
             assert scene.begin(BATCHROUTER_KILL_AT="download.before").died()
             scene.garble_artifact()
+            yield
+        case "resent":
+            assert scene.begin(BATCHROUTER_KILL_AT="download.before").died()
+            scene.fail_items()
             yield
         case _:
             yield
@@ -202,7 +217,7 @@ def play(point: str, way: str, store: Store, stage: Stage) -> None:
         end = BY_WAY[way](scene, point)
         wait_until(lambda: all(batch["completed_at"] for batch in scene.ledger().batches))
     ledger = scene.ledger()
-    assert len(ledger.batches) == (2 if story == "bought again" else 1)
+    assert len(ledger.batches) == (2 if story in BOUGHT_TWICE else 1)
     ledger.check()
     if story in UNFINISHED:
         check_partial(scene, end)

@@ -87,7 +87,7 @@ def test_the_table_is_that_of_one_process(
 def test_workers_do_the_shares(kit: Any, run_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this the test above would hold if nothing were ever shared."""
     monkeypatch.setenv("BATCHROUTER_PROCESSES", "2")
-    monkeypatch.setattr("batchrouter.landing.land.Judge.batches", _fails)
+    monkeypatch.setattr("batchrouter.landing.judged.Judge.batches", _fails)
     run_folder.add_part(ROWS, [kit.native(n) for n in range(ROWS)])
 
     assert run_folder.land(kit.text_job).succeeded == ROWS

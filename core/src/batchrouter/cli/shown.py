@@ -87,6 +87,10 @@ def show_receipt(receipt: "Receipt") -> None:
         ("lanes", _lanes(receipt)),
         ("tokens", f"{receipt.input_tokens:,} in, {receipt.output_tokens:,} out"),
     ]
+    if len(receipt.rounds) > 1:
+        rows.append(("rounds", _rounds(receipt)))
+    if receipt.rounds_ended:
+        rows.append(("no round", f"more was bought: {receipt.rounds_ended}"))
     if receipt.unchanged:
         held = counted(receipt.unchanged, "row")
         rows.append(("unchanged", f"{held} more: the table had them, and nothing was bought"))
@@ -139,6 +143,14 @@ def _lanes(receipt: "Receipt") -> Any:
             usd(lane.settled_usd),
         )
     return lanes
+
+
+def _rounds(receipt: "Receipt") -> Any:
+    rounds = table("round", "items", "quoted", "settled", right=("items", "quoted", "settled"))
+    for each in receipt.rounds:
+        name = f"retry {each.round}" if each.round else "first"
+        rounds.add_row(name, f"{each.items:,}", usd(each.quoted_usd), usd(each.settled_usd))
+    return rounds
 
 
 def _more(receipt: "Receipt") -> str:

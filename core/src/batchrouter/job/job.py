@@ -23,6 +23,10 @@ from batchrouter.job.templates import Template
 from batchrouter.money import parse_usd
 
 _T = TypeVar("_T")
+
+MOST_ROUNDS = 10
+"""What failed so often fails for a reason that another round does not mend."""
+
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 _PREFIX = re.compile(r"^([a-z][a-z0-9+]+):(?!//)")
 _DATABASES = (
@@ -118,6 +122,12 @@ class Job(JobPart):
     parts: Parts | None = Field(None, description="where to cut the manifest")
     dedupe: bool = Field(default=False, description="whether equal requests are sent once")
     incremental: bool = Field(default=False, description="whether to buy only what is new")
+    retry_failed: int = Field(
+        0, ge=0, le=MOST_ROUNDS, description="rounds that send failed and missing items again"
+    )
+    retry_invalid: int = Field(
+        0, ge=0, le=MOST_ROUNDS, description="rounds that buy answers that did not fit again"
+    )
     retain: Retain | None = Field(None, description="how long the run folder keeps what")
 
     if TYPE_CHECKING:  # one key may be given as text, a budget as text or a number
@@ -139,6 +149,8 @@ class Job(JobPart):
             parts: Parts | Mapping[str, int] | None = ...,
             dedupe: bool = ...,
             incremental: bool = ...,
+            retry_failed: int = ...,
+            retry_invalid: int = ...,
             retain: Retain | Mapping[str, str] | None = ...,
         ) -> None: ...
 

@@ -24,6 +24,9 @@ from batchrouter.landing.envelope import REPLACED, Envelope, tokens
 from batchrouter.landing.outputs import OutputReader
 from batchrouter.landing.report import PartToLand
 
+BATCH_FAILED = "batch_failed"
+"""The code of a row whose whole batch failed, and which therefore has no line."""
+
 _USD = frozenset({None, "usd", "USD"})
 
 
@@ -108,7 +111,7 @@ def outcome_without_line(part: PartToLand) -> Outcome:
     state = "cancelled" if part.batch_state == "canceled" else part.batch_state
     told = ": ".join(filter(None, part.batch_error or ()))
     if state == "failed":
-        return Outcome("failed", "batch_failed", told or "the batch failed and told no reason")
+        return Outcome("failed", BATCH_FAILED, told or "the batch failed and told no reason")
     if state in {"cancelled", "expired"}:
         return Outcome(
             "missing", state, told or f"the batch ended {state} before this item was done"

@@ -132,6 +132,23 @@ def _misfit(error: Exception, text: str, *, is_cut: bool) -> UnusableError:
     return UnusableError("output_not_json", told, text)
 
 
+class UnreadOutput:
+    """No output at all, where only failures are looked for."""
+
+    def __init__(self) -> None:
+        self.fields: list[pa.Field[Any]] = []
+
+    def read(self, body: msgspec.Raw) -> Read:
+        """Leave the body alone."""
+        del body
+        return None, False
+
+    def arrays(self, values: Sequence[Any]) -> list["pa.Array[Any]"]:
+        """Make no column."""
+        del values
+        return []
+
+
 class VectorReader:
     """The answer as a vector of float32, of one size in the whole table."""
 

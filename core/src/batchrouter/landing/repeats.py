@@ -2,8 +2,9 @@
 
 That item may stand anywhere before, in an earlier part even, so its line is found through an index
 on disk, over the artifacts of all parts, as in `disorder`. The first readable line of an item
-counts here, too. What the answer cost stands in the row that was sent, and nowhere else: the sums
-over the table are what was paid.
+counts here, too, and of an item that was sent again that of the newest round which has one. What
+the answer cost stands in the row that was sent, and nowhere else: the sums over the table are what
+was paid.
 """
 
 import os
@@ -31,10 +32,20 @@ _IN_ROW_ORDER = """
     WITH wanted AS (SELECT DISTINCT item_id FROM repeating),
     firsts AS (
         SELECT item_id, part, min(at_byte) AS at_byte, arg_min(size_bytes, at_byte) AS size_bytes
-        FROM lines SEMI JOIN wanted USING (item_id) GROUP BY item_id, part
+        FROM lines SEMI JOIN wanted USING (item_id) SEMI JOIN sent USING (item_id, part)
+        GROUP BY item_id, part
+    ),
+    newest AS (
+        SELECT item_id, max(part) AS part, arg_max(at_byte, part) AS at_byte,
+            arg_max(size_bytes, part) AS size_bytes
+        FROM firsts GROUP BY item_id
+    ),
+    owners AS (
+        SELECT item_id, min(part) AS part FROM sent SEMI JOIN wanted USING (item_id)
+        GROUP BY item_id
     )
-    SELECT sent.part, firsts.at_byte, firsts.size_bytes
-    FROM repeating LEFT JOIN sent USING (item_id) LEFT JOIN firsts USING (item_id, part)
+    SELECT coalesce(newest.part, owners.part), newest.at_byte, newest.size_bytes
+    FROM repeating LEFT JOIN owners USING (item_id) LEFT JOIN newest USING (item_id)
     ORDER BY repeating.position
 """
 
@@ -46,6 +57,11 @@ def repeated_answers(
     fs: fsspec.AbstractFileSystem, parts: Sequence[PartToLand], snapshots: Sequence[Snapshot]
 ) -> Generator[Repeated, None, None]:
     """Yield for each repeating row of all parts, in their order, what was answered.
+
+    Args:
+        fs: The run's filesystem.
+        parts: All parts, those of later rounds after those of earlier ones.
+        snapshots: Theirs.
 
     The index is in a temporary folder (TMPDIR), about 60 bytes a line, and is removed when the
     iterator ends or is closed. Artifacts that are on no local disk are copied there, too.

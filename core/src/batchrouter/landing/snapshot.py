@@ -42,6 +42,11 @@ class Snapshot:
             raise LandingError(
                 f"the row snapshot {path} has no column {', '.join(absent)}; build the run again"
             )
+        self.schema = pa.schema([
+            pa.field(each.name, each.type, each.nullable)
+            for each in map(schema.field, (*_OWN, *carried))
+        ])
+        """The columns that are read."""
         # Only names and types: a source's metadata must not make two runs' tables differ.
         self.carried = [pa.field(name, schema.field(name).type) for name in carried]
 

@@ -62,8 +62,8 @@ class Tally:
             )
         self._last_row = int(places[-1]) if len(places) else self._last_row
 
-    def end_part(self, part: PartToLand, rejects: Rejects) -> None:
-        """Close one part's counts.
+    def end_part(self, part: PartToLand) -> None:
+        """See that one part gave all of its rows.
 
         Raises:
             LandingError: The part has other rows than were built.
@@ -74,6 +74,9 @@ class Tally:
                 f" {part.row_count}; nothing was committed"
             )
         self._part_rows = 0
+
+    def add_rejects(self, rejects: Rejects) -> None:
+        """Count the lines of one part that land nowhere."""
         self._rejected.update(rejects.counts)
         if not rejects.is_empty:
             self._reject_files.append(PurePosixPath(rejects.path).name)

@@ -16,7 +16,7 @@ from batchrouter.manifest.built import BuiltManifest
 from batchrouter.manifest.check import check_columns
 from batchrouter.manifest.kernel import Slice
 from batchrouter.manifest.keys import SeenKeys, refuse_duplicates
-from batchrouter.manifest.parts import MAX_BYTES, MAX_ITEMS, PartFiles, PartLimits
+from batchrouter.manifest.parts import PartFiles, PartLimits
 from batchrouter.manifest.process import prepare_process
 from batchrouter.manifest.repeats import without_repeats
 from batchrouter.manifest.shares import SharedRendering
@@ -82,7 +82,7 @@ def build_manifest(
     for folder in (manifest_dir, rows_dir):
         with storing(folder):
             fs.makedirs(folder, exist_ok=True)
-    files = PartFiles(fs, (manifest_dir, rows_dir), token, schema, _limits_of(job))
+    files = PartFiles(fs, (manifest_dir, rows_dir), token, schema, PartLimits.of(job.parts))
     try:
         with UnchangedRows(bought, job.key_columns, schema) as unchanged:
             cap = _Build(job, source, files, schema, unchanged).run(on_progress, limit)
@@ -99,14 +99,6 @@ def build_manifest(
         unchanged_count=unchanged.count,
         max_output_tokens=cap,
         duration_s=round(time.monotonic() - started, 3),
-    )
-
-
-def _limits_of(job: Job) -> PartLimits:
-    parts = job.parts
-    return PartLimits(
-        max_items=min(MAX_ITEMS, (parts and parts.max_items) or MAX_ITEMS),
-        max_bytes=min(MAX_BYTES, (parts and parts.max_bytes) or MAX_BYTES),
     )
 
 

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchrouter import killpoints
+from batchrouter.job.job import Parts
 from batchrouter.manifest.arrow import pq
 from batchrouter.manifest.built import BuiltPart, tokens_estimate
 from batchrouter.manifest.storing import storing
@@ -38,6 +39,14 @@ class PartLimits:
 
     max_items: int = MAX_ITEMS
     max_bytes: int = MAX_BYTES
+
+    @classmethod
+    def of(cls, parts: Parts | None) -> Self:
+        """Take a job's own limits, or the router's where they are lower."""
+        return cls(
+            max_items=min(MAX_ITEMS, (parts and parts.max_items) or MAX_ITEMS),
+            max_bytes=min(MAX_BYTES, (parts and parts.max_bytes) or MAX_BYTES),
+        )
 
 
 class PartFiles:

@@ -8,7 +8,7 @@ from batchrouter.run.cancelling import cancel_run
 from batchrouter.run.catalog import RunStatus, list_runs
 from batchrouter.run.ended import EndedBatch, Look, look_for_ended
 from batchrouter.run.progress import Progress
-from batchrouter.run.receipt import LaneReceipt, Receipt
+from batchrouter.run.receipt import LaneReceipt, Receipt, RoundReceipt
 from batchrouter.run.retention import PrunedRun, prune_runs
 from batchrouter.run.run import Run
 from batchrouter.run.waiting import async_watcher_for, check_mode
@@ -25,6 +25,7 @@ __all__ = [
     "PrunedRun",
     "QuoteSummary",
     "Receipt",
+    "RoundReceipt",
     "Run",
     "RunStatus",
     "WaitMode",

@@ -17,6 +17,7 @@ from batchrouter.errors import (
 from batchrouter.killpoints import reached
 from batchrouter.run.context import RunContext
 from batchrouter.run.events import Bought, Intended, Refused
+from batchrouter.run.identity import ROUND
 from batchrouter.run.state import PartState, RunState
 
 if TYPE_CHECKING:
@@ -168,7 +169,8 @@ def find_listed(context: RunContext, part: PartState) -> "Batch | None":
         context.note_server_time(page.server_now)
         for batch in page.data:
             found = batch.metadata or {}
-            if all(found.get(name) == value for name, value in expected.items()):
+            # A round may send all items of the one before: only its number tells them apart.
+            if all(found.get(name) == expected.get(name) for name in (*expected, ROUND)):
                 return batch
         oldest = page.data[-1].created_at if page.data else None
         if not page.has_more or (oldest is not None and oldest < since):
@@ -194,6 +196,7 @@ def record(
     context.journal.append(
         Bought(
             generation=intent.generation,
+            round=intent.round,
             part=intent.part,
             batch_id=batch.id,
             quoted_usd=total.amount if total is not None else intent.quoted_usd,
@@ -208,6 +211,7 @@ def _refuse(context: RunContext, intent: Intended, code: str, *, drop_upload: bo
     context.journal.append(
         Refused(
             generation=intent.generation,
+            round=intent.round,
             part=intent.part,
             quote_id=intent.quote_id,
             code=code,
@@ -218,7 +222,7 @@ def _refuse(context: RunContext, intent: Intended, code: str, *, drop_upload: bo
 
 
 def _is_open(state: RunState, intent: Intended) -> bool:
-    if state.generation != intent.generation:
+    if (state.generation, state.round) != (intent.generation, intent.round):
         return False
     return state.parts[intent.part].intent == intent
 

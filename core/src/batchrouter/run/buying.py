@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
 from batchrouter.errors import (
+    BadRequestError,
     BudgetExceededError,
     ConflictError,
+    InsufficientCreditsError,
     NotFoundError,
     ProtocolError,
 )
@@ -19,8 +21,8 @@ from batchrouter.killpoints import reached
 from batchrouter.money import format_usd
 from batchrouter.run.adoption import find_listed, record, settle
 from batchrouter.run.context import RunContext
-from batchrouter.run.decide import is_winding_down, parts_to_buy
-from batchrouter.run.events import Intended, Stopped, Uploaded
+from batchrouter.run.decide import is_winding_down, newest_round, parts_to_buy
+from batchrouter.run.events import EndOfRounds, Intended, RoundsEnded, Stopped, Uploaded
 from batchrouter.run.folder import storage_errors
 from batchrouter.run.progress import Progress
 from batchrouter.run.quoting import needs_quote, over_budget, quote_parts
@@ -56,6 +58,9 @@ def buy(context: RunContext) -> None:
 def lock_prices(context: RunContext, *, gate: bool = True) -> None:
     """Quote what has no fresh quote, and hold the sum against the budget.
 
+    A retry round that does not fit, or that nobody sells any more, is given up: then no part is
+    to be bought afterwards, and what came before is landed.
+
     Args:
         context: The run.
         gate: False only asks for the price.
@@ -64,17 +69,37 @@ def lock_prices(context: RunContext, *, gate: bool = True) -> None:
         BudgetExceededError: See `buy`.
     """
     parts = parts_to_buy(context.state)
+    is_retry = gate and context.state.retry_count > 0
     # All or none: the sum that is held against the budget is of one moment.
     if any(needs_quote(context, part) for part in parts):
-        quote_parts(context, parts)
+        try:
+            quote_parts(context, parts)
+        except (BadRequestError, NotFoundError, InsufficientCreditsError) as error:
+            if not is_retry:
+                raise
+            end_rounds(context, "refused", str(error))
+            return
     excess = over_budget(context, parts) if gate else None
     if excess is None:
         return
-    if context.state.has_bought:
+    if is_retry:
+        end_rounds(context, "over_budget", excess)
+        return
+    if newest_round(context.state) or context.state.open_intents:
         raise _stopped(context, excess)
     raise BudgetExceededError(
         f"{excess}. Nothing of it was bought. Raise `budget` (or the setting max_run_usd), lower "
         "`max_output_tokens`, or allow a cheaper model."
+    )
+
+
+def end_rounds(context: RunContext, code: EndOfRounds, reason: str) -> None:
+    """Journal that no further round is begun or bought, and why; what was bought goes on."""
+    state = context.state
+    begun = (state.generation, state.round)
+    context.journal.append(
+        RoundsEnded(generation=begun[0], round=begun[1], code=code, reason=reason),
+        still=lambda now: (now.generation, now.round) == begun and now.rounds_ended is None,
     )
 
 
@@ -104,7 +129,8 @@ def _stop(context: RunContext, reason: str) -> None:
 def _upload(context: RunContext, part: PartState) -> None:
     if part.upload is not None and not _is_old(part):
         return
-    manifest = context.manifest
+    begun = (context.state.generation, context.state.round)
+    manifest = context.to_send
     built = manifest.parts[part.index]
     path = context.folder.path("manifest", built.manifest_path)
     before = sum(each.bytes for each in manifest.parts[: part.index])
@@ -130,17 +156,17 @@ def _upload(context: RunContext, part: PartState) -> None:
             f"the router stored part {part.index} with another sha256 than was sent. Nothing was "
             "bought; run again to send it again."
         )
-    generation = context.state.generation
     context.journal.append(
         Uploaded(
-            generation=generation,
+            generation=begun[0],
+            round=begun[1],
             part=part.index,
             file_id=stored.file_id,
             sha256=built.sha256,
             input_tokens_estimate=stored.input_tokens_estimate,
         ),
         still=lambda state: (
-            state.generation == generation and state.parts[part.index].upload is None
+            (state.generation, state.round) == begun and state.parts[part.index].upload is None
         ),
     )
 
@@ -158,8 +184,11 @@ def _intend(context: RunContext, part: PartState) -> None:
     context.journal.append(
         Intended(
             generation=generation,
+            round=state.round,
             part=part.index,
-            key=context.identity.idempotency_key(generation=generation, part=part.index),
+            key=context.identity.idempotency_key(
+                generation=generation, part=part.index, resend_round=state.round
+            ),
             body=_body(context, part, quote.quote_id, upload),
             quote_id=quote.quote_id,
             quoted_usd=quote.quoted_usd,
@@ -181,6 +210,7 @@ def _body(context: RunContext, part: PartState, quote_id: str, upload: Uploaded)
             part=part.index,
             manifest_sha256=upload.sha256,
             route=context.state.fingerprint.get("route", ""),
+            resend_round=context.state.round,
         ),
     }
 

@@ -87,7 +87,7 @@ def cancel(context: RunContext, reason: str, *, attempt: str | None, grace_s: fl
     state = context.journal.load()
     if state.landed is not None or (attempt is not None and state.claim != attempt):
         return False
-    if state.cancel_asked is None and decide(state) is Step.GIVE_UP:
+    if state.cancel_asked is None and decide(state, context.rounds) is Step.GIVE_UP:
         return False
     until_settled(context, lambda: _ask_to_cancel(context, reason))
     until_settled(context, lambda: settle_all(context))

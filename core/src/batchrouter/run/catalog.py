@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from batchrouter.money import format_usd
-from batchrouter.run.decide import Step, decide
+from batchrouter.run.decide import NO_ROUNDS, RetryRounds, Step, decide
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import slug
 from batchrouter.run.journal import Journal
@@ -19,6 +19,7 @@ _STAGE = {
     Step.SETTLE: "buying",
     Step.WATCH: "waiting",
     Step.COLLECT: "ended",
+    Step.RESEND: "ended",
     Step.LAND: "ended",
     Step.FINISHED: "landed",
 }
@@ -62,10 +63,10 @@ class RunStatus:
         return plain
 
 
-def status_of(state: RunState, folder: str) -> RunStatus:
-    """Say how far a run has come."""
+def status_of(state: RunState, folder: str, rounds: RetryRounds = NO_ROUNDS) -> RunStatus:
+    """Say how far a run has come, given how many retry rounds its job allows if that is known."""
     manifest = state.manifest or {}
-    step = decide(state)
+    step = decide(state, rounds)
     ended_without = "cancelled" if state.cancel_asked is not None else "failed"
     return RunStatus(
         job=state.opened.job_name if state.opened else "",

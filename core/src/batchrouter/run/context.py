@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from batchrouter.api.settings import Settings
 from batchrouter.job import Job
 from batchrouter.manifest.built import BuiltManifest
+from batchrouter.run.decide import RetryRounds
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import RunIdentity
 from batchrouter.run.journal import Journal
@@ -73,15 +74,33 @@ class RunContext:
             client.close()
 
     @property
-    def manifest(self) -> BuiltManifest:
-        """The newest generation's manifest.
+    def manifests(self) -> list[BuiltManifest]:
+        """The manifest of each round, that of all items first.
 
         Raises:
             RuntimeError: It is not built; the caller decided wrongly.
         """
         if self.state.manifest is None:
             raise RuntimeError("the manifest is not built yet")
-        return BuiltManifest.from_dict(self.state.manifest)
+        told = [self.state.manifest, *self.state.resent]
+        return [BuiltManifest.from_dict(each) for each in told]
+
+    @property
+    def manifest(self) -> BuiltManifest:
+        """The manifest of all items; as `manifests`."""
+        return self.manifests[0]
+
+    @property
+    def to_send(self) -> BuiltManifest:
+        """The newest round's manifest; as `manifests`."""
+        return self.manifests[-1]
+
+    @property
+    def rounds(self) -> RetryRounds:
+        """How many retry rounds the job allows; none when the job is not known."""
+        if self.given_job is None:
+            return RetryRounds()
+        return RetryRounds(self.job.retry_failed, self.job.retry_invalid)
 
     @property
     def account(self) -> str:

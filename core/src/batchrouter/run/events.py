@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
+"""2 brought rounds: a version that does not know them would take one's purchase for another's."""
 
 
 class _Fact(BaseModel):
@@ -36,12 +37,16 @@ class Claimed(_Fact):
 
 
 class GenerationOpened(_Fact):
-    """All is to be built and bought anew; what earlier generations cost still counts."""
+    """Something is bought anew on demand; what earlier generations cost still counts.
+
+    ``continues`` keeps what came of the generation before: only the rest is bought.
+    """
 
     type: Literal["generation_opened"] = "generation_opened"
     generation: int
     fingerprint: dict[str, str]
     reason: str
+    continues: bool = False
 
 
 class Pinned(_Fact):
@@ -58,6 +63,28 @@ class Built(_Fact):
     type: Literal["built"] = "built"
     generation: int
     manifest: dict[str, Any]
+
+
+class RoundBuilt(_Fact):
+    """The items that are sent again in a round after the first, as a manifest of their own."""
+
+    type: Literal["round_built"] = "round_built"
+    generation: int
+    round: int
+    manifest: dict[str, Any]
+
+
+EndOfRounds = Literal["nothing_to_resend", "over_budget", "refused", "no_manifest"]
+
+
+class RoundsEnded(_Fact):
+    """No further round is begun or bought in this generation; ``reason`` is for a person."""
+
+    type: Literal["rounds_ended"] = "rounds_ended"
+    generation: int
+    round: int
+    code: EndOfRounds
+    reason: str
 
 
 class PartQuote(_Fact):
@@ -89,6 +116,7 @@ class Quoted(_Fact):
 
     type: Literal["quoted"] = "quoted"
     generation: int
+    round: int = 0
     quotes: tuple[PartQuote, ...]
     lanes: tuple[QuotedLane, ...] = ()
     why: str = ""
@@ -100,6 +128,7 @@ class Uploaded(_Fact):
 
     type: Literal["uploaded"] = "uploaded"
     generation: int
+    round: int = 0
     part: int
     file_id: str
     sha256: str
@@ -116,6 +145,7 @@ class Intended(_Fact):
 
     type: Literal["intended"] = "intended"
     generation: int
+    round: int = 0
     part: int
     key: str
     body: dict[str, Any]
@@ -130,6 +160,7 @@ class Refused(_Fact):
 
     type: Literal["refused"] = "refused"
     generation: int
+    round: int = 0
     part: int
     quote_id: str
     code: str
@@ -141,6 +172,7 @@ class Bought(_Fact):
 
     type: Literal["bought"] = "bought"
     generation: int
+    round: int = 0
     part: int
     batch_id: str
     quoted_usd: Decimal
@@ -231,6 +263,8 @@ Fact = Annotated[
     | GenerationOpened
     | Pinned
     | Built
+    | RoundBuilt
+    | RoundsEnded
     | Quoted
     | Uploaded
     | Intended

@@ -16,6 +16,7 @@ _MOST_VALUE_CHARS = 500
 _SLUG_CHARS = 60
 _HASH_CHARS = 10
 METADATA_PREFIX = "batchrouter_"
+ROUND = f"{METADATA_PREFIX}round"
 
 
 def _digest(*fields: str | int) -> str:
@@ -95,16 +96,23 @@ class RunIdentity:
         return f"br-{_digest('buy', *parts)}"
 
     def metadata(
-        self, *, generation: int, part: int, manifest_sha256: str, route: str
+        self,
+        *,
+        generation: int,
+        part: int,
+        manifest_sha256: str,
+        route: str,
+        resend_round: int = 0,
     ) -> dict[str, str]:
         """What a batch carries so that it is known again: strings only, eight pairs at most.
 
         Args:
             generation: Of the run.
-            part: Of the generation.
+            part: Of the round.
             manifest_sha256: Of the part.
             route: The fingerprint of the job's route: the same lines bought from another
                 model are another purchase.
+            resend_round: Told from 1 on: round 0 is what every batch was before there were rounds.
         """
         named = {
             "run_id": self.run_id,
@@ -115,4 +123,6 @@ class RunIdentity:
             "manifest_sha256": manifest_sha256,
             "route": route,
         }
+        if resend_round:
+            named["round"] = str(resend_round)
         return {f"{METADATA_PREFIX}{name}": _bounded(value) for name, value in named.items()}

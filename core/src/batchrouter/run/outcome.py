@@ -181,11 +181,15 @@ def land(context: RunContext, *, again: bool = False) -> None:
     """
     from batchrouter.landing.land import land_parts  # noqa: PLC0415 - loads pyarrow
 
-    generation = context.state.generation
+    begun = (context.state.generation, context.state.round)
     _check_rows_kept(context)
     context.folder.ensure("rejects")
     collect_damaged(context)
-    parts = _parts_to_land(context)
+    parts = parts_of_round(context, 0)
+    resent = [
+        [part for part in parts_of_round(context, each) if part.artifact_path is not None]
+        for each in range(1, context.state.round + 1)
+    ]
     rows = context.manifest.row_count
     report = land_parts(
         context.job,
@@ -195,16 +199,20 @@ def land(context: RunContext, *, again: bool = False) -> None:
         identity=landing_identity(context),
         rejects_dir=context.folder.path("rejects"),
         token=context.folder.token,
+        resent=resent,
         on_progress=lambda done: context.tell(Progress("land", done, rows, "rows")),
     )
     try:
         context.journal.append(
-            Landed(generation=generation, report=report.to_dict(), retain=_retain(context)),
-            still=lambda state: state.generation == generation and (again or state.landed is None),
+            Landed(generation=begun[0], report=report.to_dict(), retain=_retain(context)),
+            still=lambda state: (
+                (state.generation, state.round) == begun and (again or state.landed is None)
+            ),
         )
     except LostRaceError:
-        if context.state.generation != generation and context.state.landed is not None:
-            # A newer generation landed meanwhile, and these rows have just replaced its own.
+        has_moved_on = (context.state.generation, context.state.round) != begun
+        if has_moved_on and context.state.landed is not None:
+            # A newer one has landed meanwhile, and these rows have just replaced its own.
             land(context, again=True)
         raise
     _tidy(context)
@@ -237,7 +245,7 @@ def check_table(context: RunContext) -> None:
     check_landing(
         context.job,
         fs=context.folder.fs,
-        parts=_parts_to_land(context),
+        parts=parts_of_round(context, 0),
         sink=sink_of(context),
         identity=landing_identity(context),
     )
@@ -262,12 +270,12 @@ def landing_identity(context: RunContext) -> "LandingIdentity":
 
 
 def _tidy(context: RunContext) -> None:
-    manifest = context.manifest
+    built = [part for manifest in context.manifests for part in manifest.parts]
     names = (each.collected.artifact_name for each in context.state.current if each.collected)
     kept = {name for name in names if name is not None}
     context.folder.remove_strays("artifact", kept)
-    context.folder.remove_strays("manifest", {each.manifest_path for each in manifest.parts})
-    context.folder.remove_strays("rows", {each.rows_path for each in manifest.parts})
+    context.folder.remove_strays("manifest", {each.manifest_path for each in built})
+    context.folder.remove_strays("rows", {each.rows_path for each in built})
 
 
 def sink_url(context: RunContext) -> str:
@@ -281,12 +289,13 @@ def sink_url(context: RunContext) -> str:
     return f"parquet:{protocol}"
 
 
-def _parts_to_land(context: RunContext) -> "list[PartToLand]":
+def parts_of_round(context: RunContext, resend_round: int) -> "list[PartToLand]":
+    """Give the parts of a round, and what came back for each."""
     from batchrouter.landing.land import PartToLand  # noqa: PLC0415 - loads pyarrow
 
-    bought = {each.part: each for each in context.state.current}
+    bought = {each.part: each for each in context.state.current if each.round == resend_round}
     parts: list[PartToLand] = []
-    for built in context.manifest.parts:
+    for built in context.manifests[resend_round].parts:
         purchase = bought.get(built.index)
         ended = purchase.ended if purchase else None
         collected = purchase.collected if purchase else None

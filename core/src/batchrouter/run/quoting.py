@@ -54,6 +54,7 @@ def quote_parts(context: RunContext, parts: list[PartState]) -> None:
     context.journal.append(
         Quoted(
             generation=context.state.generation,
+            round=context.state.round,
             quotes=tuple(quotes),
             lanes=tuple(lanes.values())[:_SHOWN_LANES],
             why=why,
@@ -64,7 +65,7 @@ def quote_parts(context: RunContext, parts: list[PartState]) -> None:
 
 def _ask(context: RunContext, part: PartState, input_tokens: int) -> Quote:
     route = context.job.route
-    built = context.manifest
+    built = context.to_send
     cap = built.max_output_tokens
     controls: dict[str, Any] = {
         "estimated_items": built.parts[part.index].item_count,
@@ -85,7 +86,7 @@ def _ask(context: RunContext, part: PartState, input_tokens: int) -> Quote:
 
 def input_tokens_per_item(context: RunContext, part: PartState) -> int:
     """The mean that is quoted: ours, or the router's own count of the upload if higher."""
-    built = context.manifest.parts[part.index]
+    built = context.to_send.parts[part.index]
     told = part.upload.input_tokens_estimate if part.upload else None
     return max(1, -(-max(built.input_tokens_estimate, told or 0) // built.item_count))
 
@@ -126,7 +127,7 @@ def over_budget(context: RunContext, parts: list[PartState]) -> str | None:
     if asked + committed <= most_usd:
         return None
     before = f" beside {format_usd(committed)} USD committed before" if committed else ""
-    items = sum(context.manifest.parts[part.index].item_count for part in parts)
+    items = sum(context.to_send.parts[part.index].item_count for part in parts)
     return (
         f"the quote for {items:,} items is {format_usd(asked)} USD{before}, above the budget of "
         f"{format_usd(most_usd)} USD"

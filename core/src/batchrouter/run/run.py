@@ -143,7 +143,8 @@ class Run:
 
     def status(self) -> RunStatus:
         """How far the run has come, by its journal alone."""
-        return status_of(self._context.journal.load(), self._context.identity.folder)
+        context = self._context
+        return status_of(context.journal.load(), context.identity.folder, context.rounds)
 
     def build(self) -> None:
         """Write the manifest and the row snapshot; nothing is sent. Does nothing if built.
@@ -169,13 +170,13 @@ class Run:
         parts = parts_to_buy(context.state)
         quotes = [part.quote for part in parts if part.quote is not None]
         quoted = context.state.quoted
-        manifest = context.manifest
+        manifest = context.to_send
         return QuoteSummary(
             total_usd=sum((quote.quoted_usd for quote in quotes), Decimal(0)),
             committed_usd=context.state.committed_usd,
             budget_usd=context.most_usd,
             item_count=sum(manifest.parts[part.index].item_count for part in parts),
-            row_count=manifest.row_count,
+            row_count=context.manifest.row_count,
             lanes=quoted.lanes if quoted and quotes else (),
             why=quoted.why if quoted and quotes else "",
             expires_at=min((quote.expires_at for quote in quotes), default=None),

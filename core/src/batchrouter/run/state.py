@@ -15,7 +15,7 @@ from batchrouter.run.events import Entry
 
 @dataclass(slots=True)
 class PartState:
-    """One part of a generation: from its price to its artifact."""
+    """One part of a round: from its price to its batch."""
 
     index: int
     quote: events.PartQuote | None = None
@@ -33,6 +33,7 @@ class Purchase:
     """A batch of any generation: what it may cost, and what it did."""
 
     generation: int
+    round: int
     part: int
     batch_id: str
     quoted_usd: Decimal
@@ -55,10 +56,19 @@ class RunState:
         entry_count: Events read.
         opened: The first event; None for a run that does not exist yet.
         generation: The newest one; 0 unless something was bought anew on demand.
+        first_generation: Where the newest one's rows begin: itself, unless it only buys the rest
+            of those before it.
+        round: The newest one, 0 being that of all items; it goes on over the generations that
+            buy the rest.
+        retry_count: Rounds since the last purchase that someone asked for.
+        rest_round: The round that bought the rest of all rounds before it; 0 without one.
+        is_rest_due: True from the demand for the rest until its round is built.
         fingerprint: What decides the newest generation's purchase.
         source_version: The version of the source that the newest generation reads, if it has any.
-        manifest: The newest generation's built manifest, as it was recorded.
-        parts: The newest generation's parts by index; filled by `built`.
+        manifest: The manifest of round 0, as it was recorded.
+        resent: The manifests of the rounds after it.
+        rounds_ended: Why no further round follows, once that is known.
+        parts: The newest round's parts by index.
         purchases: Every batch of every generation by its id.
     """
 
@@ -72,10 +82,17 @@ class RunState:
     claims: set[str] = field(default_factory=set[str])
     """Every attempt that ever took the run over."""
     generation: int = 0
+    first_generation: int = 0
+    round: int = 0
+    retry_count: int = 0
+    rest_round: int = 0
+    is_rest_due: bool = False
     fingerprint: dict[str, str] = field(default_factory=dict[str, str])
     source_version: str | None = None
     manifest: dict[str, Any] | None = None
     built_at: datetime | None = None
+    resent: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    rounds_ended: events.RoundsEnded | None = None
     quoted: events.Quoted | None = None
     parts: dict[int, PartState] = field(default_factory=dict[int, PartState])
     purchases: dict[str, Purchase] = field(default_factory=dict[str, Purchase])
@@ -101,13 +118,14 @@ class RunState:
 
     @property
     def current(self) -> list[Purchase]:
-        """The newest generation's batches, by part."""
-        mine = [each for each in self.purchases.values() if each.generation == self.generation]
-        return sorted(mine, key=lambda each: each.part)
+        """The batches that the table's rows are from, by round and part."""
+        first = self.first_generation
+        mine = [each for each in self.purchases.values() if each.generation >= first]
+        return sorted(mine, key=lambda each: (each.round, each.part))
 
     @property
     def open_batches(self) -> list[Purchase]:
-        """The newest generation's batches that have not ended."""
+        """Those that have not ended."""
         return [each for each in self.current if each.ended is None]
 
     @property
@@ -117,7 +135,7 @@ class RunState:
 
     @property
     def has_bought(self) -> bool:
-        """True when the newest generation has bought, or may have."""
+        """True when something was bought that the table's rows are from, or may have been."""
         return bool(self.current or self.open_intents)
 
     def apply(self, entry: Entry) -> None:
@@ -153,15 +171,24 @@ class RunState:
         )
         self.generation = fact.generation
         self.fingerprint = fact.fingerprint
-        self.source_version = self.manifest = self.built_at = self.quoted = None
         self.parts = {}
-        self.removed = {}
+        self.quoted = self.rounds_ended = None
+        self.retry_count = 0
+        self.is_rest_due = fact.continues
+        if not fact.continues:
+            self.first_generation = fact.generation
+            self.source_version = self.manifest = self.built_at = None
+            self.round = self.rest_round = 0
+            self.resent = []
+            self.removed = {}
         self.cancel_asked = self.stopped = self.landed = self.landed_at = None
 
     def _apply_to_generation(
         self,
         fact: events.Pinned
         | events.Built
+        | events.RoundBuilt
+        | events.RoundsEnded
         | events.Quoted
         | events.Uploaded
         | events.Intended
@@ -177,10 +204,10 @@ class RunState:
                 self.source_version = fact.source_version
             case events.Built():
                 self._adopt_manifest(fact, at)
-            case events.Quoted():
-                self.quoted = fact
-                for quote in fact.quotes:
-                    self.parts[quote.part].quote = quote
+            case events.RoundBuilt():
+                self._begin_round(fact)
+            case events.RoundsEnded():
+                self.rounds_ended = fact
             case events.Stopped():
                 self.stopped = fact
             case events.Landed():
@@ -188,14 +215,37 @@ class RunState:
             case events.Removed():
                 self.removed |= dict.fromkeys(fact.parts, at)
             case _:
-                self._apply_to_part(fact, self.parts[fact.part], at)
+                if fact.round == self.round:
+                    self._apply_to_round(fact, at)
 
     def _adopt_manifest(self, fact: events.Built, at: datetime) -> None:
         # The first one counts: what was bought was bought from it.
         if self.manifest is None:
             self.manifest, self.built_at = fact.manifest, at
-            count = len(fact.manifest["parts"])
-            self.parts = {index: PartState(index) for index in range(count)}
+            self.parts = _parts_of(fact.manifest)
+
+    def _begin_round(self, fact: events.RoundBuilt) -> None:
+        if fact.round == self.round + 1:
+            self.round = fact.round
+            self.resent.append(fact.manifest)
+            self.parts, self.quoted = _parts_of(fact.manifest), None
+            if self.is_rest_due:
+                self.rest_round = fact.round
+            else:
+                self.retry_count += 1
+            self.is_rest_due = False
+
+    def _apply_to_round(
+        self,
+        fact: events.Quoted | events.Uploaded | events.Intended | events.Refused | events.Bought,
+        at: datetime,
+    ) -> None:
+        if isinstance(fact, events.Quoted):
+            self.quoted = fact
+            for quote in fact.quotes:
+                self.parts[quote.part].quote = quote
+        else:
+            self._apply_to_part(fact, self.parts[fact.part], at)
 
     def _apply_to_part(
         self,
@@ -216,5 +266,9 @@ class RunState:
                 part.intent = None
                 part.bought, part.bought_at = fact, at
                 self.purchases[fact.batch_id] = Purchase(
-                    fact.generation, fact.part, fact.batch_id, fact.quoted_usd
+                    fact.generation, fact.round, fact.part, fact.batch_id, fact.quoted_usd
                 )
+
+
+def _parts_of(manifest: dict[str, Any]) -> dict[int, PartState]:
+    return {index: PartState(index) for index in range(len(manifest["parts"]))}

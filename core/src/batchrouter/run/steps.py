@@ -15,18 +15,19 @@ from batchrouter.run.building import build
 from batchrouter.run.buying import buy, settle_all
 from batchrouter.run.collecting import collect
 from batchrouter.run.context import RunContext
-from batchrouter.run.decide import Step, decide
+from batchrouter.run.decide import NO_ROUNDS, RetryRounds, Step, decide
 from batchrouter.run.journal import LostRaceError
 from batchrouter.run.receipt import Receipt, receipt_of
 from batchrouter.run.retention import remove_due
+from batchrouter.run.rounds import begin_round
 
 _log = logging.getLogger(__name__)
 
 _MOST_STEPS = 40
-"""Steps of one call: a dozen carry a run from start to end; a quote that the API calls expired
-as often as this means a broken clock."""
+"""Steps of one round: a dozen carry it from start to end; a quote that the API calls expired as
+often as this means a broken clock."""
 
-_BUYING = frozenset({Step.BUILD, Step.BUY})
+_BUYING = frozenset({Step.BUILD, Step.BUY, Step.RESEND})
 
 
 def advance(context: RunContext) -> Waiting | Done:
@@ -36,23 +37,24 @@ def advance(context: RunContext) -> Waiting | Done:
         ServerError: Quotes expire as fast as they are given.
         BatchrouterError: As the step.
     """
-    answer = _take_while(context, frozenset(Step))
+    answer = _take_while(context, frozenset(Step), context.rounds)
     assert answer is not None, "every step is allowed"
     return answer
 
 
 def submit(context: RunContext) -> None:
-    """Take only the steps that buy.
+    """Take only the steps that buy; retry rounds are left to `advance`.
 
     Raises:
         ServerError: Quotes expire as fast as they are given.
         BatchrouterError: As the step.
     """
-    _take_while(context, _BUYING | {Step.SETTLE})
+    # Which items are the rest of an earlier purchase, only its results say.
+    _take_while(context, _BUYING | {Step.SETTLE, Step.COLLECT})
 
 
 def land(context: RunContext) -> Waiting | Done:
-    """Take only the steps that buy nothing new.
+    """Take only the steps that buy nothing new: what came is landed without a further round.
 
     Raises:
         LandingError: Something is still to buy.
@@ -85,15 +87,17 @@ def receipt(context: RunContext) -> Receipt:
     )
 
 
-def _next(context: RunContext) -> Step:
-    return decide(context.journal.load())
+def _next(context: RunContext, rounds: RetryRounds) -> Step:
+    return decide(context.journal.load(), rounds)
 
 
-def _take_while(context: RunContext, allowed: frozenset[Step]) -> Waiting | Done | None:
+def _take_while(
+    context: RunContext, allowed: frozenset[Step], rounds: RetryRounds = NO_ROUNDS
+) -> Waiting | Done | None:
     """Take steps until one has an answer, or is not allowed: then None."""
     taken = 0
     while taken < _MOST_STEPS:
-        step = _next(context)
+        step = _next(context, rounds)
         if step not in allowed:
             return None
         try:
@@ -104,12 +108,12 @@ def _take_while(context: RunContext, allowed: frozenset[Step]) -> Waiting | Done
             continue
         except StorageError:
             # The winner of a race removes what the loser was still writing.
-            if _next(context) is step:
+            if _next(context, rounds) is step:
                 raise
             continue
         if answer is not None:
             return answer
-        taken += 1
+        taken = 0 if step is Step.RESEND else taken + 1
     raise _clock_error()
 
 
@@ -138,6 +142,8 @@ def _take(context: RunContext, step: Step) -> Waiting | Done | None:
                 return Waiting(_open_ids(context), look_again_at)
         case Step.COLLECT:
             collect(context)
+        case Step.RESEND:
+            begin_round(context)
         case Step.LAND:
             outcome.land(context)
         case Step.GIVE_UP:
