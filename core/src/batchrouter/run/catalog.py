@@ -34,7 +34,7 @@ class RunStatus:
             it ended without a table: ``cancelled`` or ``failed``.
         committed_usd: What may be billed so far: settled, or quoted where it is open.
         folder: The run's folder below the runs URL.
-        bought_at: When the newest generation's first batch was bought.
+        bought_at: When the first batch was bought that the table's rows are from.
         removed: What retention has taken out of it: ``manifest``, ``artifact``, ``rows``.
     """
 
@@ -80,9 +80,7 @@ def status_of(state: RunState, folder: str, rounds: RetryRounds = NO_ROUNDS) -> 
         opened_at=state.opened_at,
         updated_at=state.last_at,
         folder=folder,
-        bought_at=min(
-            (part.bought_at for part in state.parts.values() if part.bought_at), default=None
-        ),
+        bought_at=min((each.bought_at for each in state.current), default=None),
         removed=tuple(state.removed),
     )
 

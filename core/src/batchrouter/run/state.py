@@ -37,6 +37,7 @@ class Purchase:
     part: int
     batch_id: str
     quoted_usd: Decimal
+    bought_at: datetime
     ended: events.Ended | None = None
     collected: events.Collected | None = None
 
@@ -266,7 +267,7 @@ class RunState:
                 part.intent = None
                 part.bought, part.bought_at = fact, at
                 self.purchases[fact.batch_id] = Purchase(
-                    fact.generation, fact.round, fact.part, fact.batch_id, fact.quoted_usd
+                    fact.generation, fact.round, fact.part, fact.batch_id, fact.quoted_usd, at
                 )
 
 
