@@ -136,16 +136,12 @@ def assert_money_adds_up(router: RunningRouter, batch: Any) -> None:
     assert batch.settled_total.amount <= batch.quoted_total.amount
 
 
-def test_a_small_batch_ends_within_seconds(client: Client, router: RunningRouter) -> None:
-    started = time.monotonic()
-
+def test_a_small_batch_succeeds_and_is_paid_for(client: Client, router: RunningRouter) -> None:
     batch_id, _ = buy(client, "quick", chat_lines(20))
     batch = ended(client, batch_id)
 
     assert batch.state == "succeeded"
     assert batch.counts.completed == 20
-    # One to two seconds on an idle machine, the upload included.
-    assert time.monotonic() - started < 8
     assert_money_adds_up(router, batch)
 
 

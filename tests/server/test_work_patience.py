@@ -79,7 +79,9 @@ def test_a_chunk_that_was_sent_is_never_cut_or_capped_afterwards(surface: Any) -
     services = surface.services
     batch = surface.buy(items=3)
     batch_id = batch["id"]
-    lanes = LaneRegistry(services.config, services.folder.root / "providers")
+    lanes = LaneRegistry(
+        services.config, services.folder.root / "providers", services.database, services.objects
+    )
     ignore = threading.Event().set
     shop = Shop(
         services.database,

@@ -44,7 +44,7 @@ def keys() -> None:
 @json_option
 def create(*, data_dir: Path, scopes: str, label: str, as_json: bool) -> None:
     """Mint a key and print it: it is shown this once, and only its hash is kept."""
-    _database_path(data_dir)
+    database_path(data_dir)
     from batchrouter.server.serve import mint_key  # noqa: PLC0415 - loads the router
 
     names = [name.strip() for name in scopes.split(",") if name.strip()]
@@ -95,7 +95,13 @@ def revoke(*, key_id: str, data_dir: Path) -> None:
     out().print(f"{key_id} is revoked.")
 
 
-def _database_path(data_dir: Path) -> Path:
+def database_path(data_dir: Path) -> Path:
+    """Name the database of a router that was started in a folder.
+
+    Raises:
+        ConfigError: None was.
+        MissingExtraError: The server extra is not installed.
+    """
     try:
         from batchrouter.server.storage.folder import DataFolder  # noqa: PLC0415 - SQLAlchemy
     except ModuleNotFoundError as error:
@@ -111,7 +117,7 @@ def _database_path(data_dir: Path) -> Path:
 
 @contextmanager
 def _connection(data_dir: Path) -> "Generator[Connection]":
-    path = _database_path(data_dir)
+    path = database_path(data_dir)
     from batchrouter.server.storage.database import Database  # noqa: PLC0415 - loads SQLAlchemy
 
     database = Database.open(path)

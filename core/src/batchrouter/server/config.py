@@ -5,26 +5,28 @@ the router serves `default_router.toml`, which stands beside this module and sho
 """
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from batchrouter.errors import ConfigError
-from batchrouter.money import parse_usd
 from batchrouter.server.config_lines import line_of
-from batchrouter.server.quoting.pricing import units_per_token
+from batchrouter.server.model_prices import ConfigPart, ModelPrice, Name, Usd
+
+if TYPE_CHECKING:
+    from batchrouter.server.lanes.settings import LaneSettings
 
 __all__ = [
     "Assumption",
     "Credits",
     "LaneConfig",
     "Limits",
-    "ModelPrice",
     "RouterConfig",
     "WorkflowConfig",
     "WorkflowField",
@@ -33,7 +35,7 @@ __all__ = [
 
 PrivacyTier = Literal["standard", "restricted", "zdr"]
 SlaTier = Literal["standard", "flex"]
-Task = Literal["responses", "embeddings", "vision"]
+Adapter = Literal["simulated", "openai-batch", "anthropic-batch", "mistral-batch", "openai-http"]
 
 SLA_TIER_S: dict[str, int] = {"standard": 24 * 3600, "flex": 48 * 3600}
 """Seconds from create to the deadline, by SLA tier (contract section 3)."""
@@ -41,60 +43,7 @@ SLA_TIER_S: dict[str, int] = {"standard": 24 * 3600, "flex": 48 * 3600}
 DEFAULT_CONFIG = "default_router.toml"
 
 
-def _rate(value: Any) -> Decimal:
-    # TOML floats arrive as Decimals (`parse_float`), JSON ones as strings or Decimals.
-    rate = parse_usd(value)
-    units_per_token(rate)
-    return rate
-
-
-UsdPerMtok = Annotated[Decimal, BeforeValidator(_rate)]
-Usd = Annotated[Decimal, BeforeValidator(parse_usd)]
-Name = Annotated[
-    str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")
-]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-
-class ModelPrice(_Part):
-    """A model that a lane serves, and what it costs there.
-
-    Attributes:
-        name: What callers ask for.
-        provider_model: What the provider calls it; the name when it is not given.
-        input_usd_per_mtok: USD per million input tokens.
-        output_usd_per_mtok: USD per million output tokens.
-        tasks: What it can do.
-    """
-
-    name: Name
-    provider_model: str = ""
-    input_usd_per_mtok: UsdPerMtok
-    output_usd_per_mtok: UsdPerMtok = Decimal(0)
-    tasks: tuple[Task, ...] = ("responses",)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_provider_model(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "name" in data:
-            return {"provider_model": data["name"], **data}
-        return data
-
-    @property
-    def input_units_per_token(self) -> int:
-        """The price of an input token in 10^-12 dollar."""
-        return units_per_token(self.input_usd_per_mtok)
-
-    @property
-    def output_units_per_token(self) -> int:
-        """The price of an output token in 10^-12 dollar."""
-        return units_per_token(self.output_usd_per_mtok)
-
-
-class LaneConfig(_Part):
+class LaneConfig(ConfigPart):
     """One way to have work done: a provider's batch API in a region, on its terms.
 
     Attributes:
@@ -112,7 +61,7 @@ class LaneConfig(_Part):
     """
 
     provider: Name
-    adapter: Literal["simulated"] = "simulated"
+    adapter: Adapter = "simulated"
     region: Name
     privacy_tiers: tuple[PrivacyTier, ...] = ("standard",)
     sla_tiers: tuple[SlaTier, ...] = ("standard", "flex")
@@ -134,16 +83,42 @@ class LaneConfig(_Part):
                 f"the simulated lane {self.provider!r} must be called 'simulated-…',"
                 " so that nobody takes its answers for a provider's"
             )
-        self._check_options()
+        if self.adapter == "simulated":
+            from batchrouter.server.lanes.simulated import SimulatedOptions  # noqa: PLC0415 - the lanes read this module
+
+            SimulatedOptions.from_mapping(self.options)
+            return self
+        if self.provider.startswith("simulated-"):
+            raise ValueError(f"the lane {self.provider!r} buys, and must not be called simulated")
+        self._settings()
+        for model in self.models:
+            is_told = "output_usd_per_mtok" in model.model_fields_set
+            if not is_told and set(model.tasks) != {"embeddings"}:
+                raise ValueError(
+                    f"model {model.name!r} in lane {self.provider!r} has no output_usd_per_mtok: an"
+                    " unknown price is not zero; write 0 for a server of your own"
+                )
         return self
 
-    def _check_options(self) -> None:
-        from batchrouter.server.lanes.simulated import SimulatedOptions  # noqa: PLC0415 - the lanes read this module
+    def _settings(self) -> "LaneSettings":
+        from batchrouter.server.lanes.settings import lane_settings  # noqa: PLC0415 - as above
 
-        SimulatedOptions.from_mapping(self.options)
+        return lane_settings(self.adapter, self.options)
+
+    @property
+    def quoted_input_percent(self) -> int:
+        """How much of an estimate's input tokens a quote of this lane locks, in percent.
+
+        A lane that knows no tokenizer reserves each byte as `tokens_per_byte` tokens. Estimates
+        count 4 bytes a token, and a manifest may be a tenth above its quote (contract section 5):
+        with 440 percent every chunk fits under its own quote. What was not needed is released.
+        """
+        if self.adapter == "simulated":
+            return 100
+        return math.ceil(440 * self._settings().tokens_per_byte)
 
 
-class WorkflowField(_Part):
+class WorkflowField(ConfigPart):
     """A field of a workflow line's `input`: a string, or a list of strings."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
@@ -151,7 +126,7 @@ class WorkflowField(_Part):
     required: bool = True
 
 
-class WorkflowConfig(_Part):
+class WorkflowConfig(ConfigPart):
     """An outcome to buy: the router chooses the model, the prompt is the workflow's own.
 
     Attributes:
@@ -204,7 +179,7 @@ class WorkflowConfig(_Part):
         return self
 
 
-class Assumption(_Part):
+class Assumption(ConfigPart):
     """Token figures of a task, for a quote that names none."""
 
     input_tokens_per_item: Annotated[int, Field(ge=1)] = 420
@@ -212,7 +187,7 @@ class Assumption(_Part):
     max_output_tokens: Annotated[int, Field(ge=0)] = 1024
 
 
-class Assumptions(_Part):
+class Assumptions(ConfigPart):
     """Token figures by task."""
 
     responses: Assumption = Assumption()
@@ -220,7 +195,7 @@ class Assumptions(_Part):
     vision: Assumption = Assumption(input_tokens_per_item=1600)
 
 
-class Limits(_Part):
+class Limits(ConfigPart):
     """What one caller may send (contract section 2)."""
 
     json_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
@@ -245,7 +220,7 @@ class Limits(_Part):
 Days = Annotated[float, Field(gt=0, le=36_500, allow_inf_nan=False)]
 
 
-class Retention(_Part):
+class Retention(ConfigPart):
     """For how long things are kept (contract section 2); a batch outlives all that is its own."""
 
     unused_upload_days: Days = 7
@@ -265,7 +240,7 @@ class Retention(_Part):
         return self
 
 
-class Credits(_Part):
+class Credits(ConfigPart):
     """What a fresh workspace may spend."""
 
     initial_usd: Usd = Decimal(1000)
@@ -276,7 +251,7 @@ class Credits(_Part):
         return int(self.initial_usd * 1_000_000)
 
 
-class RouterConfig(_Part):
+class RouterConfig(ConfigPart):
     """All of `router.toml`.
 
     Attributes:

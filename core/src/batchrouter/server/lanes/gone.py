@@ -27,6 +27,7 @@ class GoneLane:
         self.provider = provider
         self.model = model
         # Nobody can be asked what it had accepted.
+        self.is_local = True
         self.remembers = False
         self.retry_first_s = 0.0
 
@@ -69,3 +70,10 @@ class GoneLane:
     def cancel(self, handle: str) -> None:
         """Nothing is running."""
         del handle
+
+    def forget(self, batch_id: str) -> None:
+        """Nothing was kept."""
+        del batch_id
+
+    def close(self) -> None:
+        """There is nothing to let go of."""

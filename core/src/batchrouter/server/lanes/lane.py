@@ -1,10 +1,9 @@
 """What every lane is to the engine: submissions that are found again, and answers in order.
 
-The shape is that of a provider's batch API (hand over, poll, collect, cancel), because that is
-the narrowest: an adapter for a plain HTTP endpoint does its calls inside `Lane.collect`. The
-engine gives each submission a key of its own before it is sent, so that after a crash
-`Lane.find` tells what the provider has accepted; a provider without such a memory answers
-``None``, and what is then sent again shows up in the receipt as ``possibly_repeated``.
+The engine gives each submission a key of its own. `Lane.submit` writes it down, `Lane.poll` carries
+it on, step by step: what talks to a provider happens there, and each step is written down before
+and after. After a crash `Lane.find` tells that the lane has the submission, and polling goes on.
+What a lane cannot know to have been sent once shows in the receipt as ``possibly_repeated``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -69,12 +68,20 @@ class LaneProgress(msgspec.Struct, frozen=True):
     """How far a submission is.
 
     Attributes:
-        is_finished: True when `Lane.collect` will yield an answer for each item.
+        is_finished: True when `Lane.collect` will yield an answer for each item, and when there
+            is a refusal.
         next_poll_s: Seconds after which asking again makes sense; 0 when finished.
+        refusal: Why the provider took nothing of it; there is nothing to collect then.
+        gave_way: True when the provider ended it before its end: what it left unanswered goes to
+            the next lane.
+        possibly_repeated: Items that may have been sent to the provider more than once.
     """
 
     is_finished: bool
     next_poll_s: float = 0.0
+    refusal: LaneAnswer | None = None
+    gave_way: bool = False
+    possibly_repeated: int = 0
 
 
 class Lane(Protocol):
@@ -83,12 +90,14 @@ class Lane(Protocol):
     Attributes:
         provider: The provider's name, as artifacts show it.
         model: What the provider calls the model, as artifacts show it.
+        is_local: True when `poll` never waits for a network.
         remembers: True when `find` is certain to tell what the provider has accepted.
         retry_first_s: Mean wait before the first retry of an item; each next one is doubled.
     """
 
     provider: str
     model: str
+    is_local: bool
     remembers: bool
     retry_first_s: float
 
@@ -101,20 +110,23 @@ class Lane(Protocol):
         ...
 
     def find(self, key: str) -> str | None:
-        """Return the handle of the submission with this key, if the provider accepted one."""
+        """Return the handle of the submission with this key, if the lane has it."""
         ...
 
     def submit(self, key: str, items: Iterable[LaneItem]) -> str:
-        """Hand the items over and return the provider's handle.
+        """Take the items over and return the submission's handle.
 
         Raises:
-            ConnectionError: The provider could not be reached or refused all of it for now;
-                nothing was accepted.
+            ConnectionError: The lane takes nothing now; nothing was accepted.
         """
         ...
 
     def poll(self, handle: str) -> LaneProgress:
-        """Ask how far the submission is."""
+        """Carry the submission on, and say how far it is.
+
+        Raises:
+            ConnectionError: The provider did not answer a question; nothing has changed.
+        """
         ...
 
     def collect(self, handle: str, items: Iterable[LaneItem]) -> Iterator[LaneAnswer]:
@@ -126,4 +138,12 @@ class Lane(Protocol):
 
     def cancel(self, handle: str) -> None:
         """Ask the provider to stop; what it has finished is still collected and billed."""
+        ...
+
+    def forget(self, batch_id: str) -> None:
+        """Delete what was kept for the submissions of a batch that has ended."""
+        ...
+
+    def close(self) -> None:
+        """Let go of threads and connections; the router is stopping."""
         ...

@@ -108,6 +108,7 @@ class SimulatedLane:
     ) -> None:
         self.provider = provider if provider.startswith("simulated-") else f"simulated-{provider}"
         self.model = model
+        self.is_local = True
         self.remembers = True
         self.retry_first_s = options.retry_first_s
         self._options = options
@@ -150,6 +151,13 @@ class SimulatedLane:
 
     def cancel(self, handle: str) -> None:
         """Let it go: what was accepted is finished and billed."""
+
+    def forget(self, batch_id: str) -> None:
+        """Keep it: the provider's memory is the provider's."""
+        del batch_id
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
     def _answer(self, item: LaneItem) -> LaneAnswer:
         hasher = self._hasher(item.endpoint)

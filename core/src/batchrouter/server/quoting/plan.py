@@ -20,6 +20,7 @@ class PlannedLane:
         input_units_per_token: The locked price, in 10^-12 dollar a token.
         output_units_per_token: The same, of an output token.
         subtotal_units: The estimate for the whole range, without the fee.
+        tiers: Prices of long requests, as `pricing.subtotal` takes them.
     """
 
     quote_lane_id: str
@@ -32,6 +33,7 @@ class PlannedLane:
     output_units_per_token: int
     subtotal_units: int
     estimated_completion_s: int
+    tiers: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ class Plan:
         """
         data = json.loads(text)
         data["models"] = tuple(data["models"])
-        data["lanes"] = tuple(PlannedLane(**lane) for lane in data["lanes"])
+        data["lanes"] = tuple(
+            PlannedLane(**lane | {"tiers": tuple(map(tuple, lane.get("tiers", ())))})
+            for lane in data["lanes"]
+        )
         data["fallback_order"] = tuple(Fallback(**item) for item in data["fallback_order"])
         return cls(**data)
 

@@ -4,6 +4,7 @@ Rates come per million tokens and are whole multiples of 10^-6 dollar, so a toke
 number of units and no estimate is ever rounded (contract section 2).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = [
     "micro_from_units",
     "money",
     "money_from_micro",
+    "subtotal",
     "units_from_micro",
     "units_per_token",
     "with_fee",
@@ -47,6 +49,32 @@ def units_per_token(usd_per_mtok: Decimal) -> int:
     if rest:
         raise ValueError(f"{usd_per_mtok} USD per million tokens is finer than 0.000001")
     return units
+
+
+def subtotal(
+    input_tokens: int,
+    output_tokens: int,
+    input_units: int,
+    output_units: int,
+    tiers: Sequence[tuple[int, int, int]] = (),
+) -> int:
+    """Price one request, without the fee.
+
+    Args:
+        input_tokens: Of the request.
+        output_tokens: Of its answer.
+        input_units: An input token's price.
+        output_units: An output token's price.
+        tiers: Each tier's start in input tokens, exclusive, and its two prices; rising.
+
+    Example:
+        >>> subtotal(10, 1, 2, 3), subtotal(11, 1, 2, 3, [(10, 4, 6)])
+        (23, 50)
+    """
+    for above, tier_input_units, tier_output_units in tiers:
+        if input_tokens > above:
+            input_units, output_units = tier_input_units, tier_output_units
+    return input_tokens * input_units + output_tokens * output_units
 
 
 def fee_units(subtotal_units: int, fee_bps: int) -> int:

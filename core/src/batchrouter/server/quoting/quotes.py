@@ -1,11 +1,13 @@
 """A quote: the routing of a question, priced, explained, and locked in a row."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from batchrouter import killpoints
 from batchrouter.money import UNITS_PER_USD, usd_from_units
 from batchrouter.server.config import RouterConfig
+from batchrouter.server.lanes.health import unhealthy_lanes
 from batchrouter.server.quoting.explain import explain
 from batchrouter.server.quoting.plan import Fallback, Plan, PlannedLane
 from batchrouter.server.quoting.pricing import (
@@ -44,7 +46,7 @@ def make_quote(
         terms = model_terms(config, question)
     else:
         terms = workflow_terms(config, question)
-    routing = _route(config, terms)
+    routing = _route(config, terms, unhealthy_lanes(database))
     if routing.price.total_units > config.limits.quote_usd * UNITS_PER_USD:
         raise refusal(
             "invalid_request",
@@ -80,9 +82,9 @@ def make_quote(
     return answer
 
 
-def _route(config: RouterConfig, terms: Terms) -> Routing:
+def _route(config: RouterConfig, terms: Terms, unhealthy: Mapping[str, str]) -> Routing:
     try:
-        return route(config.lanes, terms.demand)
+        return route(config.lanes, terms.demand, unhealthy)
     except NoLaneError as none:
         if none.allocated is not None:
             raise refusal(
@@ -119,6 +121,7 @@ def _planned(share: Share, terms: Terms) -> PlannedLane:
         output_units_per_token=share.offer.model.output_units_per_token,
         subtotal_units=share.offer.item_units(terms.demand) * share.item_count,
         estimated_completion_s=share.offer.completion_s(share.item_count),
+        tiers=share.offer.model.tier_units,
     )
 
 

@@ -5,11 +5,12 @@ provider and then by model; one lane takes everything if one can, else the lanes
 contiguous ranges in that order (contract section 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from batchrouter.server.config import SLA_TIER_S, LaneConfig, ModelPrice
-from batchrouter.server.quoting.pricing import Price
+from batchrouter.server.config import SLA_TIER_S, LaneConfig
+from batchrouter.server.model_prices import ModelPrice
+from batchrouter.server.quoting.pricing import Price, subtotal
 
 __all__ = ["Demand", "NoLaneError", "Offer", "Rejection", "Routing", "Share", "route"]
 
@@ -40,9 +41,13 @@ class Offer:
 
     def item_units(self, demand: Demand) -> int:
         """What an item costs there, without the fee, in 10^-12 dollar."""
-        return (
-            demand.input_tokens * self.model.input_units_per_token
-            + demand.output_tokens * self.model.output_units_per_token
+        input_tokens = -(-demand.input_tokens * self.lane.quoted_input_percent // 100)
+        return subtotal(
+            input_tokens,
+            demand.output_tokens,
+            self.model.input_units_per_token,
+            self.model.output_units_per_token,
+            self.model.tier_units,
         )
 
     def price(self, demand: Demand, item_count: int) -> Price:
@@ -112,13 +117,20 @@ class NoLaneError(Exception):
         self.limits = tuple(limits)
 
 
-def route(lanes: Sequence[LaneConfig], demand: Demand) -> Routing:
+def route(
+    lanes: Sequence[LaneConfig], demand: Demand, unhealthy: Mapping[str, str] | None = None
+) -> Routing:
     """Choose the cheapest eligible lane, or the cheapest split when no lane has the capacity.
+
+    Args:
+        lanes: In any order.
+        demand: What is asked.
+        unhealthy: Lanes that are taken out for now, with the reason.
 
     Raises:
         NoLaneError: No lane may, or those that may have not the capacity, or cost too much.
     """
-    offers, rejections = _eligible(lanes, demand)
+    offers, rejections = _eligible(lanes, demand, unhealthy or {})
     offers.sort(key=lambda offer: (offer.item_units(demand), offer.lane.provider, offer.model.name))
     if not offers:
         raise NoLaneError("no lane meets the request", rejections)
@@ -141,7 +153,9 @@ def route(lanes: Sequence[LaneConfig], demand: Demand) -> Routing:
     return Routing(shares, tuple(rejections), affordable)
 
 
-def _eligible(lanes: Sequence[LaneConfig], demand: Demand) -> tuple[list[Offer], list[Rejection]]:
+def _eligible(
+    lanes: Sequence[LaneConfig], demand: Demand, unhealthy: Mapping[str, str]
+) -> tuple[list[Offer], list[Rejection]]:
     offers: list[Offer] = []
     rejections: list[Rejection] = []
     for lane in sorted(lanes, key=lambda lane: lane.provider):
@@ -160,7 +174,7 @@ def _eligible(lanes: Sequence[LaneConfig], demand: Demand) -> tuple[list[Offer],
             )
         for model in served:
             offer = Offer(lane, model)
-            verdict = _verdict(lane, offer, demand)
+            verdict = _verdict(lane, offer, demand, unhealthy.get(lane.provider))
             if verdict:
                 rejections.append(_reject(offer, *verdict))
             else:
@@ -168,10 +182,12 @@ def _eligible(lanes: Sequence[LaneConfig], demand: Demand) -> tuple[list[Offer],
     return offers, rejections
 
 
-def _verdict(lane: LaneConfig, offer: Offer, demand: Demand) -> tuple[str, str] | None:
+def _verdict(
+    lane: LaneConfig, offer: Offer, demand: Demand, trouble: str | None
+) -> tuple[str, str] | None:
     """Say why a lane may not run it; None when it may."""
-    if lane.paused:
-        return "provider_unhealthy", "is paused by its operator"
+    if lane.paused or trouble is not None:
+        return "provider_unhealthy", trouble or "is paused by its operator"
     if "global" not in demand.allowed_regions and lane.region not in demand.allowed_regions:
         allowed = ", ".join(demand.allowed_regions)
         return "region_not_allowed", f"processes data in {lane.region}; allowed: {allowed}"

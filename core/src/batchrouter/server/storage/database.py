@@ -82,6 +82,9 @@ class Database:
                 conn.execute(tables.schema_version.insert().values(version=tables.SCHEMA_VERSION))
                 return
             found = conn.execute(select(tables.schema_version.c.version)).scalar_one()
+            if found == tables.SCHEMA_VERSION:
+                # A table that was added since does not disturb an older router.
+                tables.metadata.create_all(conn)
         if found != tables.SCHEMA_VERSION:
             raise ConfigError(
                 f"the data folder has schema version {found}, and this router works with"

@@ -14,6 +14,7 @@ from batchrouter.server.storage.tables import (
     events,
     files,
     idempotency_keys,
+    lane_submissions,
     quotes,
 )
 
@@ -148,7 +149,7 @@ def _end_batches(services: Services) -> int:
     with services.database.writing() as conn:
         ended = conn.execute(old).all()
         ids = [batch.id for batch in ended]
-        for table in (chunks, batch_lanes, events, idempotency_keys):
+        for table in (chunks, batch_lanes, lane_submissions, events, idempotency_keys):
             conn.execute(table.delete().where(table.c.batch_id.in_(ids)))
         conn.execute(batches.delete().where(batches.c.id.in_(ids)))
         conn.execute(quotes.delete().where(quotes.c.id.in_([batch.quote_id for batch in ended])))

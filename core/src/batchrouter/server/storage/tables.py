@@ -32,6 +32,8 @@ __all__ = [
     "events",
     "files",
     "idempotency_keys",
+    "lane_health",
+    "lane_submissions",
     "metadata",
     "quotes",
     "schema_version",
@@ -230,6 +232,51 @@ idempotency_keys = Table(
     Column("key", String(128), primary_key=True),
     Column("body_sha256", String(64), nullable=False),
     Column("batch_id", ForeignKey("batches.id"), nullable=False),
+)
+
+# How lanes' providers have answered lately; shared by all processes.
+lane_health = Table(
+    "lane_health",
+    metadata,
+    Column("provider", String(128), primary_key=True),
+    # In a row, up to now.
+    _counter("failures"),
+    Column("failed_at", BigInteger),
+    Column("reason", Text),
+)
+
+# What lanes have handed to real providers: written before each step that could cost money.
+lane_submissions = Table(
+    "lane_submissions",
+    metadata,
+    # batch/chunk/lane/try, as work/sending.py names it.
+    Column("key", String(255), primary_key=True),
+    Column("batch_id", String(64), nullable=False),
+    # The lane's name and its model at the provider.
+    Column("provider", String(128), nullable=False),
+    Column("model", String(128), nullable=False),
+    # lanes/book.py: prepared, intended, unsettled, held, accepted, collected, refused
+    Column("state", String(16), nullable=False),
+    Column("item_count", BigInteger, nullable=False),
+    # Estimate of the input, for limits on what a provider has queued.
+    Column("input_tokens", BigInteger, nullable=False),
+    # Borne by the provider's batch and by its items' ids; a new one for each create.
+    Column("intent", String(32), unique=True),
+    # By the provider's own clock.
+    Column("intended_at", BigInteger),
+    Column("input_file", String(255)),
+    Column("provider_batch", String(255)),
+    _counter("creates"),
+    # {"code", "message", "is_retryable"} of what was refused, or why it is held.
+    Column("trouble", Text),
+    # Nothing is done before this time.
+    _counter("next_at"),
+    Column("is_cancelled", Integer, nullable=False, default=0, server_default="0"),
+    Column("gave_way", Integer, nullable=False, default=0, server_default="0"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("lane_submissions_by_batch", "batch_id"),
+    Index("lane_submissions_by_state", "provider", "state"),
 )
 
 events = Table(

@@ -94,7 +94,7 @@ class Engine:
         self._shop = Shop(
             database=database,
             objects=objects,
-            lanes=LaneRegistry(config, folder.root / "providers"),
+            lanes=LaneRegistry(config, folder.root / "providers", database, objects),
             config=config,
             enqueue_chunk=self._enqueue_chunk,
             enqueue_finish=self._enqueue_finish,
@@ -131,6 +131,7 @@ class Engine:
             await asyncio.gather(self._sweeper, return_exceptions=True)
         self._pulse.stop()
         await asyncio.to_thread(self._patience.wait_until_idle, _STOP_WITHIN_S)
+        await asyncio.to_thread(self._shop.lanes.close)
         await asyncio.to_thread(self._shop.bench.close)
         if self._client is not None:
             self._client.destroy()

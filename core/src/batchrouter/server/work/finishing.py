@@ -42,6 +42,7 @@ def finish_batch(shop: Shop, batch_id: str) -> None:
         )
         numbers = list(conn.execute(wanted).scalars())
     delete_results(shop.objects, batch_id, numbers)
+    shop.lanes.forget(batch_id)
     killpoints.reached("work.after_results_deleted")
 
 

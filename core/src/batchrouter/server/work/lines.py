@@ -13,7 +13,7 @@ import msgspec
 
 from batchrouter.money import format_units
 from batchrouter.server.lanes.lane import LaneAnswer, LaneItem
-from batchrouter.server.quoting.pricing import with_fee
+from batchrouter.server.quoting.pricing import subtotal, with_fee
 from batchrouter.server.work.prompts import WorkflowPrompt
 
 __all__ = ["ArtifactWriter", "ItemLine", "LineReader", "Terms", "split_lines"]
@@ -147,11 +147,16 @@ class Terms:
     input_units_per_token: int
     output_units_per_token: int
     fee_bps: int
+    tiers: tuple[tuple[int, int, int], ...] = ()
 
     def subtotal(self, input_tokens: int, output_tokens: int) -> int:
-        """What the provider takes, without the fee."""
-        return (
-            input_tokens * self.input_units_per_token + output_tokens * self.output_units_per_token
+        """What the provider takes for one item, without the fee."""
+        return subtotal(
+            input_tokens,
+            output_tokens,
+            self.input_units_per_token,
+            self.output_units_per_token,
+            self.tiers,
         )
 
 

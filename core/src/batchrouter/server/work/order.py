@@ -64,7 +64,12 @@ class Order:
     def terms(self, lane_position: int) -> Terms:
         """Return the locked price of a lane."""
         lane = self.lanes[lane_position]
-        return Terms(lane.input_units_per_token, lane.output_units_per_token, self.plan.fee_bps)
+        return Terms(
+            lane.input_units_per_token,
+            lane.output_units_per_token,
+            self.plan.fee_bps,
+            lane.tiers,
+        )
 
 
 def load_order(conn: Connection, batch_id: str, config: RouterConfig) -> Order:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from batchrouter import killpoints
-from batchrouter.server.lanes.lane import Lane, LaneAnswer
+from batchrouter.server.lanes.lane import Lane, LaneAnswer, LaneProgress
 from batchrouter.server.quoting.pricing import with_fee
 from batchrouter.server.storage.clock import now_us, rfc3339
 from batchrouter.server.work.lines import ArtifactWriter, ItemLine, Terms
@@ -37,6 +37,9 @@ MAX_POLL_WAIT_S = 1.0
 #: How long a provider's own cancel may take (contract section 5).
 MAX_CANCEL_S = 30 * 60.0
 
+
+#: A provider that does not answer a question is asked again after this long.
+UNANSWERED_POLL_S = 5.0
 
 _UNANSWERED = {
     "cancelled": "the batch was cancelled before this item was answered",
@@ -124,9 +127,7 @@ class ChunkSender:
             if not pending:
                 break
             fruitless = fruitless + 1 if len(pending) == before else 0
-            if fruitless >= TRIES_BEFORE_FALLBACK and self._position + 1 < len(self._lanes):
-                self._position += 1
-                self.is_degraded = True
+            if fruitless >= TRIES_BEFORE_FALLBACK and self._give_way():
                 fruitless = 0
             if attempt == MAX_ATTEMPTS or not self._pause(attempt):
                 break
@@ -134,6 +135,14 @@ class ChunkSender:
         self.summary.provider = self._lane.provider
         self.summary.model = self._lane.model
         return self._written
+
+    def _give_way(self) -> bool:
+        """Let the next lane take over; False when there is none."""
+        if self._position + 1 >= len(self._lanes):
+            return False
+        self._position += 1
+        self.is_degraded = True
+        return True
 
     @property
     def _lane(self) -> Lane:
@@ -148,9 +157,17 @@ class ChunkSender:
         handle, left = bench.do(lambda: self._hand_over(lane, key, pending, attempt))
         if handle is None or left is not None:
             return pending if left is None else left
-        if not self._wait_for(lane, handle):
+        progress = self._wait_for(lane, handle)
+        if progress is None:
             return pending
-        return bench.do(lambda: self._collect(lane, handle, self._pick(pending, attempt)))
+        self.summary.possibly_repeated += progress.possibly_repeated
+        if progress.refusal is not None:
+            self._note_refusal(pending, progress.refusal)
+            return pending
+        left = bench.do(lambda: self._collect(lane, handle, self._pick(pending, attempt)))
+        if left and progress.gave_way:
+            self._give_way()
+        return left
 
     def _hand_over(
         self, lane: Lane, key: str, pending: list[int], attempt: int
@@ -162,7 +179,8 @@ class ChunkSender:
             self._tries = attempt
         elif not self._was_passed(attempt):
             handle = self._submit(lane, key, lines, attempt)
-        if handle is None or not lane.poll(handle).is_finished:
+        # A lane that asks its provider would hold up the others who compute.
+        if handle is None or not lane.is_local or not lane.poll(handle).is_finished:
             return handle, None
         return handle, self._collect(lane, handle, lines)
 
@@ -202,10 +220,13 @@ class ChunkSender:
             refused = LaneAnswer(
                 None, error_code="provider_error", error_message=str(error), is_retryable=True
             )
-            self._last_error = {line.item.sequence_no - self._first: refused for line in lines}
+            self._note_refusal([line.item.sequence_no - self._first for line in lines], refused)
             return None
         killpoints.reached("work.after_send")
         return handle
+
+    def _note_refusal(self, places: list[int], refusal: LaneAnswer) -> None:
+        self._last_error = dict.fromkeys(places, refusal)
 
     def _collect(self, lane: Lane, handle: str, lines: list[ItemLine]) -> list[int]:
         completed_at = rfc3339(now_us())
@@ -216,19 +237,25 @@ class ChunkSender:
             if not self._take(line, answer, completed_at)
         ]
 
-    def _wait_for(self, lane: Lane, handle: str) -> bool:
-        """Poll until the answers are there; False when a cancelled submission never ends."""
+    def _wait_for(self, lane: Lane, handle: str) -> LaneProgress | None:
+        """Poll until the submission has ended; None when a cancelled one never does."""
         give_up_at: float | None = None
+        poll_at = 0.0
         while True:
-            progress = lane.poll(handle)
-            if progress.is_finished:
-                return True
+            if time.monotonic() >= poll_at:
+                progress = _poll(lane, handle)
+                poll_at = time.monotonic() + progress.next_poll_s
+                if progress.is_finished:
+                    return progress
             if give_up_at is None and self._why_stop() is not None:
                 lane.cancel(handle)
                 give_up_at = time.monotonic() + MAX_CANCEL_S
+                poll_at = 0.0
+                continue
             if give_up_at is not None and time.monotonic() > give_up_at:
-                return False
-            self._shop.pulse.wait(min(MAX_POLL_WAIT_S, max(0.01, progress.next_poll_s)))
+                return None
+            left_s = poll_at - time.monotonic()
+            self._shop.pulse.wait(min(MAX_POLL_WAIT_S, max(0.01, left_s)))
 
     def _pause(self, attempt: int) -> bool:
         """Wait before the next try; False when there shall be none."""
@@ -325,3 +352,10 @@ class ChunkSender:
                 attempt=self._tries,
                 completed_at=completed_at,
             )
+
+
+def _poll(lane: Lane, handle: str) -> LaneProgress:
+    try:
+        return lane.poll(handle)
+    except ConnectionError:
+        return LaneProgress(is_finished=False, next_poll_s=UNANSWERED_POLL_S)
