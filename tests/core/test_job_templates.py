@@ -70,3 +70,33 @@ def test_no_text_is_lost(text: str) -> None:
     assert all(isinstance(part, str | Placeholder) for part in template.parts)
     assert len(literals) <= len(text)
     assert not any(part == "" for part in template.parts)
+
+
+@given(st.text() | st.text(alphabet="{}.aé_1 \n\x00\u2028"))
+def test_any_text_without_backslashes_is_itself_when_each_placeholder_stands_for_itself(
+    text: str,
+) -> None:
+    text = text.replace("\\", "/")
+
+    assert Template(text).render(lambda placeholder: f"{{{placeholder}}}") == text
+
+
+@given(st.text(), st.integers(0, 5), st.text())
+def test_backslashes_before_a_placeholder_halve_and_an_odd_one_makes_it_text(
+    before: str, slashes: int, value: str
+) -> None:
+    before = before.replace("\\", "/").replace("{", "(")
+    rendered = Template(before + "\\" * slashes + "{a}").render(lambda _: value)
+
+    told = "{a}" if slashes % 2 else value
+    assert rendered == before + "\\" * (slashes // 2) + told
+
+
+@given(st.text(), st.dictionaries(st.sampled_from(["a", "b", "c.d"]), st.text(), min_size=3))
+def test_a_value_is_never_read_as_a_template(text: str, values: dict[str, str]) -> None:
+    text = text.replace("\\", "/").replace("{", "(")
+    template = Template(f"{text}{{a}}{text}{{b}}{{c.d}}")
+
+    rendered = template.render(lambda placeholder: values[str(placeholder)])
+
+    assert rendered == text + values["a"] + text + values["b"] + values["c.d"]

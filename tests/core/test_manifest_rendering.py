@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchrouter.manifest.rendering import (
     UnrenderableError,
@@ -129,3 +131,70 @@ def test_plain_types_hold_no_views_and_dictionaries() -> None:
     kind = pa.struct([("a", pa.list_(pa.dictionary(pa.int8(), pa.string_view())))])
 
     assert plain_type(kind) == pa.struct([("a", pa.list_(pa.string()))])
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+SCALARS: list[tuple[pa.DataType, st.SearchStrategy[Any], Any]] = [
+    (pa.string(), TEXTS, lambda text: text),
+    (pa.int64(), st.integers(-(2**63), 2**63 - 1), int),
+    (pa.uint64(), st.integers(0, 2**64 - 1), int),
+    (pa.float64(), st.floats(allow_nan=False), float),
+    (pa.float32(), st.floats(allow_nan=False, width=32), float),
+    (pa.bool_(), st.booleans(), lambda text: {"true": True, "false": False}[text]),
+    (
+        pa.decimal128(38, 9),
+        st.decimals(-(10**28), 10**28, places=9),
+        decimal.Decimal,
+    ),
+    (pa.date32(), st.dates(), dt.date.fromisoformat),
+    (pa.time64("us"), st.times(), dt.time.fromisoformat),
+    (pa.timestamp("us"), st.datetimes(), dt.datetime.fromisoformat),
+    (
+        pa.timestamp("us", "Asia/Tokyo"),
+        st.datetimes(_SECOND, _SECOND.replace(year=2200), timezones=st.just(_UTC)),
+        dt.datetime.fromisoformat,
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "read"), SCALARS, ids=[str(one[0]) for one in SCALARS])
+@given(data=st.data())
+def test_any_value_reads_back_equal_from_its_text(
+    kind: pa.DataType, values: st.SearchStrategy[Any], read: Any, data: st.DataObject
+) -> None:
+    column = data.draw(st.lists(st.none() | values, min_size=1, max_size=10))
+    array = pa.array(column, kind)
+    start = data.draw(st.integers(0, len(column)))
+
+    texts = rendered(array).to_pylist()
+
+    def same(value: Any, text: str) -> bool:
+        if kind == pa.float32():
+            # The shortest text of a float32 is that of another float64.
+            return pa.scalar(float(text), pa.float32()).as_py() == value
+        return bool(read(text) == value)
+
+    assert [text is None for text in texts] == [value is None for value in column]
+    assert all(same(v, t) for v, t in zip(column, texts, strict=True) if t is not None)
+    assert rendered(array.slice(start)).to_pylist() == texts[start:]
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+NESTED = st.fixed_dictionaries({
+    "text": st.none() | TEXTS,
+    "numbers": st.none() | st.lists(st.none() | FINITE),
+    "inner": st.none() | st.fixed_dictionaries({"whole": st.integers(-(2**63), 2**63 - 1)}),
+})
+
+
+@given(st.lists(st.none() | NESTED, min_size=1, max_size=8))
+def test_any_nested_value_is_the_json_that_python_reads(rows: list[Any]) -> None:
+    kind = pa.struct([
+        ("text", pa.string()),
+        ("numbers", pa.list_(pa.float64())),
+        ("inner", pa.struct([("whole", pa.int64())])),
+    ])
+
+    texts = rendered(pa.array(rows, kind)).to_pylist()
+
+    assert [None if text is None else json.loads(text) for text in texts] == rows

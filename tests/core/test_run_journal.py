@@ -8,9 +8,21 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchrouter.errors import JournalError, StorageError
-from batchrouter.run.events import ENTRY, Built, Claimed, Ended, Entry, GenerationOpened, Opened
+from batchrouter.run.events import (
+    ENTRY,
+    Bought,
+    Built,
+    Claimed,
+    Ended,
+    Entry,
+    GenerationOpened,
+    Intended,
+    Opened,
+)
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.journal import Journal, LostRaceError
 
@@ -252,3 +264,81 @@ def test_a_new_generation_forgets_the_parts_and_keeps_the_money(folder: RunFolde
     assert journal.state.generation == 1
     assert journal.state.fingerprint == {"key": "b"}
     assert journal.state.manifest is None
+
+
+WRITABLE = st.text(st.characters(exclude_categories=["Cs"]))
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | WRITABLE,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WRITABLE, inner, max_size=3),
+    max_leaves=6,
+)
+MOMENTS = st.datetimes(timezones=st.just(UTC))
+AMOUNTS = st.decimals(0, 10**12, places=12)
+FACTS = st.one_of(
+    st.builds(
+        Opened,
+        job_name=WRITABLE,
+        run_key=WRITABLE,
+        fingerprint=st.dictionaries(WRITABLE, WRITABLE),
+        package_version=WRITABLE,
+    ),
+    st.builds(Claimed, attempt=WRITABLE),
+    st.builds(
+        Intended,
+        generation=st.integers(0),
+        part=st.integers(0),
+        key=WRITABLE,
+        body=st.dictionaries(WRITABLE, JSON_VALUES, max_size=4),
+        quote_id=WRITABLE,
+        quoted_usd=AMOUNTS,
+        clock_offset_s=st.floats(-1e9, 1e9),
+        account=WRITABLE,
+    ),
+    st.builds(
+        Ended,
+        batch_id=WRITABLE,
+        state=WRITABLE,
+        completed=st.integers(0),
+        failed=st.integers(0),
+        settled_usd=st.none() | AMOUNTS,
+        error_message=st.none() | WRITABLE,
+    ),
+    st.builds(
+        Bought,
+        generation=st.integers(0),
+        part=st.integers(0),
+        batch_id=WRITABLE,
+        quoted_usd=AMOUNTS,
+        deadline_at=st.none() | MOMENTS,
+        how=st.sampled_from(["accepted", "replayed", "adopted", "listed"]),
+    ),
+)
+ENTRIES = st.builds(Entry, number=st.integers(1), at=MOMENTS, fact=FACTS)
+
+
+@given(ENTRIES)
+def test_any_event_reads_back_as_it_was_written(entry: Entry) -> None:
+    assert ENTRY.validate_json(ENTRY.dump_json(entry, indent=1)) == entry
+
+
+@given(ENTRIES, st.data())
+def test_a_damaged_event_is_a_journal_error_or_still_the_same_kind(
+    tmp_path_factory: pytest.TempPathFactory, entry: Entry, data: st.DataObject
+) -> None:
+    written = ENTRY.dump_json(entry.model_copy(update={"number": 1}))
+    at = data.draw(st.integers(0, len(written)))
+    cut = data.draw(st.integers(0, 8))
+    damaged = written[:at] + data.draw(st.binary(max_size=8)) + written[at + cut :]
+    folder = tmp_path_factory.mktemp("run") / "journal"
+    folder.mkdir()
+    (folder / "000001.json").write_bytes(damaged)
+
+    try:
+        state = Journal(local(folder.parent)).load()
+    except JournalError as told:
+        text = str(told)
+    else:
+        text = ""
+        assert state.entry_count == 1
+
+    assert not text or "000001" in text or "journal event 1 in" in text

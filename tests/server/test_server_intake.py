@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -194,6 +195,90 @@ def test_whole_numbers_beyond_64_bits_are_counted_as_they_are_written(number, pa
 
     assert taken.input == body
     assert taken.input_bytes == len(json.dumps(body, separators=(",", ":")))
+
+
+# Controls, U+2028, NUL, half a surrogate pair, an astral character: as they are and as escapes.
+ODD = ["\x00", "\u2028", "\ud800", "\udc00", "\U0001f600", "\x7f", '"']
+any_text = st.text() | st.sampled_from(ODD)
+any_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**40), 10**40)
+    | st.floats()
+    | any_text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_text, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def read_or_code(read):
+    try:
+        return read()
+    except (StrictJsonError, LineError) as refused:
+        return refused.code
+
+
+def utf8(text):
+    return text.encode("utf-8", "surrogatepass")
+
+
+@given(
+    any_json,
+    any_text,
+    st.integers(0, 70),
+    st.booleans(),
+    st.sampled_from([(",", ":"), (", ", ": "), (" ,", "\t:")]),
+)
+def test_any_json_is_read_exactly_or_refused_by_name(value, item_id, depth, is_ascii, separators):
+    for _ in range(depth):
+        value = [value]
+    body = {"input": "x", "y": value}
+    line = native(customer_item_id=item_id, operation="embeddings", input=body)
+    raw = utf8(json.dumps(line, ensure_ascii=is_ascii, separators=separators))
+
+    exact = read_or_code(lambda: strict_json.loads(raw))
+    taken = read_or_code(lambda: read_line(raw))
+
+    if isinstance(exact, str):
+        assert taken in {exact, "invalid_item_id"}
+    elif isinstance(taken, str):
+        assert taken == "invalid_item_id"
+    else:
+        assert taken.item_id == exact["customer_item_id"]
+        # Not only equal: 1 is not 1.0, and -0.0 is not 0.
+        assert repr(taken.input) == repr(exact["input"])
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(utf8))
+def test_any_bytes_are_a_line_or_are_refused(raw):
+    assert read_or_code(lambda: read_line(raw).item_id)
+
+
+@given(st.data())
+def test_where_the_bytes_are_cut_changes_nothing(tmp_path_factory, data):
+    ids = data.draw(st.lists(st.text() | st.sampled_from(["\u2028", "\x7f", '"']), max_size=6))
+    lines_ = [utf8(json.dumps(native(customer_item_id=one), ensure_ascii=False)) for one in ids]
+    ends = st.sampled_from([b"", b"\n", b"{", b"\r\n", b"\xff"])
+    content = b"\n".join(lines_) + data.draw(ends)
+    cuts = data.draw(st.lists(st.integers(0, len(content)), max_size=5))
+    edges = [0, *sorted(cuts), len(content)]
+    blocks = [content[start:end] for start, end in pairwise(edges)]
+
+    whole = told_of(tmp_path_factory.mktemp("whole"), [content])
+
+    assert told_of(tmp_path_factory.mktemp("cut"), blocks) == whole
+
+
+def told_of(folder, blocks):
+    objects = Objects.local(folder / "objects")
+    try:
+        with Intake(objects, "manifests/f.jsonl", folder / "scratch", Limits()) as intake:
+            for block in blocks:
+                intake.feed(block)
+            return intake.finish()
+    except APIError as refused:
+        return refused.details
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 7, 64, None])

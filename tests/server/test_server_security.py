@@ -448,3 +448,14 @@ def test_a_log_line_names_an_exception_without_its_values(
     assert reply.status_code == 500
     assert any('"type": "ValueError"' in line for line in lines)
     assert "canary-7f2a" not in "".join(lines) + reply.text
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("amount", ["0e999999999", "1e999999999", "1e-999999999", "0" * 1_000_000])
+def test_an_amount_of_any_size_is_answered_at_once(surface: Any, amount: str) -> None:
+    price = {"currency": "usd", "amount": amount}
+    body = {"model": "gpt-4o-mini", "estimated_items": 1, "max_price": price}
+
+    reply = surface.client.post("/v1/quotes/model", json=body)
+
+    assert reply.status_code == 400

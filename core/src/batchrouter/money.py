@@ -35,6 +35,9 @@ def parse_usd(value: str | int | Decimal) -> Decimal:
         raise ValueError(f"{value!r} is not an amount in USD") from None
     if not amount.is_finite() or amount < 0 or amount >= _MAX_USD:
         raise ValueError(f"{value!r} is not an amount between 0 and 10^12 USD")
+    if not amount:
+        # Zero may have any exponent, and 10 to its power would fill the memory.
+        return Decimal("0.00")
     exponent = amount.as_tuple().exponent
     if isinstance(exponent, int) and -exponent > _MAX_DECIMALS:
         raise ValueError(f"{value!r} is finer than 10^-12 USD")
@@ -56,6 +59,8 @@ def units_from_usd(amount: Decimal) -> int:
         raise ValueError(f"{amount} is not an amount")  # noqa: TRY004 - a NaN is a wrong value, not a wrong type
     shift = exponent + _MAX_DECIMALS
     whole = int("".join(map(str, digits)))
+    if not whole:
+        return 0
     if shift >= 0:
         units = whole * 10**shift
     else:

@@ -157,6 +157,15 @@ def test_a_reply_that_makes_no_sense_concludes_nothing(body: bytes) -> None:
         play(flows.retrieve_batch(CALLER, "b"), Reply(200, body=body))
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "number", ["1E+99999999", "0E+99999999", "1E+9999999999999999999", "1E-99999999", "9" * 5000]
+)
+def test_a_number_of_any_size_is_refused_at_once(number: str) -> None:
+    with pytest.raises(ProtocolError, match="is not JSON"):
+        Reply(200, {}, b'{"id": "batch_1", "total": %s}' % number.encode()).json()
+
+
 def test_no_float_touches_money() -> None:
     quote, _ = play(
         flows.quote_model(CALLER, {}), Reply(200, body=quote_body("12345678901.000000000001"))

@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batchrouter.errors import ConfigError, StorageError
 from batchrouter.webhooks.inbox import Inbox, open_inbox
@@ -249,3 +251,35 @@ def test_a_damaged_database_is_a_storage_error(tmp_path: Path) -> None:
 def test_a_cursor_of_another_inbox_is_refused(inbox: Inbox) -> None:
     with pytest.raises(ConfigError, match="cursor"):
         inbox.events_since("made-up")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**40), 10**40) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+EVENTS = st.builds(
+    Event,
+    id=st.text(min_size=1, max_size=200).filter(str.isprintable),
+    type=st.text(),
+    created_at=st.datetimes(timezones=st.just(UTC)),
+    batch_id=st.text(),
+    state=st.text(),
+    data=st.dictionaries(st.text(), JSON_VALUES, max_size=3),
+)
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///{}/inbox.db", "{}/inbox"])
+@settings(max_examples=30, deadline=None)
+@given(events=st.lists(EVENTS, max_size=5, unique_by=lambda event: event.id))
+def test_any_event_comes_out_once_as_it_was_put_in(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, events: list[Event]
+) -> None:
+    opened = open_inbox(kind.format(tmp_path_factory.mktemp("inbox")))
+    try:
+        put = [one for one in [*events, *events] if opened.put(one)]
+        found, _ = opened.events_since(None)
+    finally:
+        opened.close()
+
+    assert found == put == events

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from batchrouter.errors import WebhookError
@@ -241,3 +243,63 @@ def test_the_secret_is_never_told() -> None:
         with pytest.raises(WebhookError) as caught:
             verify(headers, BODY, SECRET, now=NOW)
         assert SECRET not in str(caught.value)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+ENVELOPES = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.just("evt_1") | ANY_JSON,
+        "type": st.just("batch.completed") | ANY_JSON,
+        "created": st.just(NOW) | ANY_JSON,
+        "created_at": ANY_JSON,
+        "data": ANY_JSON,
+    },
+)
+BODIES = st.binary() | ENVELOPES.map(lambda fields: json.dumps(fields).encode())
+
+
+@given(BODIES, st.sampled_from([SECRET, "hunter2hunter2", "ключ-и-пароль", "\x00" * 8]))
+def test_any_body_of_a_proven_sender_is_an_event_or_is_malformed(body: bytes, secret: str) -> None:
+    headers = sign(secret, body, event_id="evt_1", timestamp=NOW)
+
+    try:
+        event = verify(headers, body, secret, now=NOW)
+    except WebhookError as told:
+        # A bare signature also asks that the event is young.
+        is_known = told.code == MALFORMED or "outside the" in str(told)
+    else:
+        is_known = Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
+    assert is_known
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["x-batchrouter-signature", *STANDARD, "X-Other"]),
+        st.text() | st.just("0" * 64) | st.just("v1,AAAA") | st.just(str(NOW)),
+    ),
+    BODIES,
+)
+def test_no_headers_that_were_not_signed_prove_anything(
+    headers: dict[str, str], body: bytes
+) -> None:
+    with pytest.raises(WebhookError):
+        verify(headers, body, SECRET, now=NOW)
+
+
+@given(BODIES, st.data())
+def test_no_changed_byte_goes_through(body: bytes, data: st.DataObject) -> None:
+    headers = sign(SECRET, body, event_id="evt_1", timestamp=NOW)
+    at = data.draw(st.integers(0, len(body)))
+    changed = (
+        body[:at] + data.draw(st.binary(max_size=3)) + body[at + data.draw(st.integers(0, 3)) :]
+    )
+    assume(changed != body)
+
+    for kept in (headers, without(headers, *STANDARD), without(headers, "x-batchrouter-signature")):
+        with pytest.raises(WebhookError, match="does not match"):
+            verify(kept, changed, SECRET, now=NOW)

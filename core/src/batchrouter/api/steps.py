@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, Self, TypeVar
 from uuid import uuid4
@@ -20,6 +20,8 @@ from batchrouter.api.uploads import Upload
 from batchrouter.errors import BatchrouterError, ProtocolError
 
 T = TypeVar("T")
+
+_MAX_EXPONENT = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Reply:
             ProtocolError: It is not JSON.
         """
         try:
-            return json.loads(self.body, parse_float=Decimal, parse_constant=_refuse_constant)
+            return json.loads(self.body, parse_float=_exact, parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             kind = self.headers.get("content-type", "no content type")
             told = f" (request {self.request_id})" if self.request_id else ""
@@ -267,6 +269,17 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
         return None
     now = read_http_date(headers.get("date")) or datetime.now(UTC)
     return max(0.0, (until - now).total_seconds())
+
+
+def _exact(digits: str) -> Decimal:
+    try:
+        number = Decimal(digits)
+    except InvalidOperation:
+        raise ValueError("an exponent beyond all bounds") from None
+    # Where an int is expected a few bytes more would become gigabytes of digits.
+    if abs(number.adjusted()) > _MAX_EXPONENT:
+        raise ValueError("an exponent beyond that of a double")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:
