@@ -11,7 +11,7 @@ import pytest
 
 from batchrouter import Client, Job, Run
 from batchrouter.errors import ConfigError
-from batchrouter.run import Look, ended, look_for_ended
+from batchrouter.run import Look, Tidings, ended, look_for_ended
 from batchrouter.testing import RunningRouter, running_router
 from batchrouter.webhooks.inbox import open_inbox
 from batchrouter.webhooks.signing import Event
@@ -140,3 +140,32 @@ def test_an_event_that_the_api_does_not_confirm_is_asked_for_again(
 def test_a_foreign_cursor_is_refused(client: Client, cursor: str) -> None:
     with pytest.raises(ConfigError, match="is no cursor of a look"):
         look_for_ended(client, cursor)
+
+
+def test_tidings_tell_of_each_batch_once_over_restarts(client: Client, tmp_path: Path) -> None:
+    wait_for_end(client, buy(client, tmp_path, "before the watcher"))
+    first = Tidings(client, "nightly")
+    assert first.look() == []
+    ids = [buy(client, tmp_path, f"day-{day}") for day in range(2)]
+    wait_for_end(client, *ids)
+
+    told, untold = first.look()
+    first.told(told)
+    after_a_crash = Tidings(client, "nightly").look()
+    again = Tidings(client, "nightly")
+    for each in again.look():
+        again.told(each)
+
+    assert {told.batch_id, untold.batch_id} == set(ids)
+    assert after_a_crash == [untold]
+    assert Tidings(client, "nightly").look() == []
+    assert Tidings(client, "another").look() == []
+
+
+def test_a_damaged_record_of_what_was_told_is_named(client: Client) -> None:
+    Tidings(client, "nightly").look()
+    [kept] = Path(client.settings.runs_url, "_watchers").iterdir()
+    kept.write_text("{")
+
+    with pytest.raises(ConfigError, match="damaged; remove it"):
+        Tidings(client, "nightly")

@@ -11,7 +11,8 @@ from batchrouter.run.progress import Progress
 from batchrouter.run.receipt import LaneReceipt, Receipt, RoundReceipt
 from batchrouter.run.retention import PrunedRun, prune_runs
 from batchrouter.run.run import Run
-from batchrouter.run.waiting import async_watcher_for, check_mode
+from batchrouter.run.tidings import Tidings
+from batchrouter.run.waiting import async_watcher_for, check_mode, watcher_for
 from batchrouter.run.watch import AsyncWatcher
 from batchrouter.run.watch_book import WaitMode
 
@@ -28,6 +29,7 @@ __all__ = [
     "RoundReceipt",
     "Run",
     "RunStatus",
+    "Tidings",
     "WaitMode",
     "Waiting",
     "async_watcher_for",
@@ -36,4 +38,5 @@ __all__ = [
     "list_runs",
     "look_for_ended",
     "prune_runs",
+    "watcher_for",
 ]

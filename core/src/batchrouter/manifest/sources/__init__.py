@@ -11,7 +11,16 @@ from batchrouter.manifest.sources.memory import MemorySource
 from batchrouter.manifest.sources.sql import QuerySource
 from batchrouter.manifest.sources.table import BATCH_BYTES, BATCH_ROWS, Source, sliced
 
-__all__ = ["BATCH_BYTES", "BATCH_ROWS", "FileSource", "Share", "Source", "open_source", "sliced"]
+__all__ = [
+    "BATCH_BYTES",
+    "BATCH_ROWS",
+    "FileSource",
+    "Share",
+    "Source",
+    "open_location",
+    "open_source",
+    "sliced",
+]
 
 
 def open_source(
@@ -41,8 +50,23 @@ def open_source(
         return QuerySource(source)
     if not isinstance(source, str):
         return MemorySource(source)
-    if source.startswith(delta.PREFIX):
-        return delta.DeltaSource(source, version=version, storage_options=storage_options)
-    if source.startswith(iceberg.PREFIX):
-        return iceberg.IcebergSource(source, version=version, storage_options=storage_options)
-    return FileSource(source, storage_options)
+    return open_location(source, version=version, storage_options=storage_options)
+
+
+def open_location(
+    location: str,
+    *,
+    version: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Source:
+    """Open the table at a path, glob or URL, as `open_source` does.
+
+    Raises:
+        SourceError: There is no such table, or it cannot be read.
+        ConfigError: A library is not installed.
+    """
+    if location.startswith(delta.PREFIX):
+        return delta.DeltaSource(location, version=version, storage_options=storage_options)
+    if location.startswith(iceberg.PREFIX):
+        return iceberg.IcebergSource(location, version=version, storage_options=storage_options)
+    return FileSource(location, storage_options)
