@@ -1,0 +1,138 @@
+"""A real Airflow, a router in its own process, a table and the DAGs that run jobs over it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from batchrouter import Client
+from batchrouter.testing import FaultProxy, RunningRouter, running_router
+from batchrouter.webhooks.signing import mint_secret
+from on_airflow.airflow_processes import Airflow, connection
+from on_airflow.dags import DAGS
+from on_airflow.lanes import lane
+
+LONG_S = 12.0
+ROWS = 20
+WEBHOOKS = "/batchrouter/webhooks/batchrouter_default"
+
+
+class Stage:
+    """Everything that an end-to-end test looks at."""
+
+    def __init__(self, root: Path, router: RunningRouter, proxy: FaultProxy) -> None:
+        self.root = root
+        self.router = router
+        self.proxy = proxy
+        self.runs = root / "runs"
+        self.calls = root / "calls"
+        self.webhook_secret = mint_secret()
+        self.jobs = _jobs(root)
+        self.airflow = Airflow(root / "home", {})
+        self.airflow.env |= self._environment()
+
+    def _environment(self) -> Mapping[str, str]:
+        (self.root / "jobs.json").write_text(json.dumps(self.jobs))
+        return {
+            "TEST_JOBS": str(self.root / "jobs.json"),
+            "TEST_CALLS": str(self.calls),
+            **connection(
+                host=self.proxy.base_url,
+                password=self.router.api_key,
+                extra={
+                    "runs_url": str(self.runs),
+                    "inbox_url": f"sqlite:///{self.root}/inbox.db",
+                    "webhook_url": f"{self.airflow.base_url}{WEBHOOKS}",
+                    "webhook_secret": self.webhook_secret,
+                    "poll_interval_s": "2",
+                },
+            ),
+        }
+
+    def batches(self, dag_id: str, run_id: str | None = None) -> list[Any]:
+        """The batches that a DAG, or one of its runs, bought."""
+        with Client(self.router.settings()) as client:
+            page = client.list_batches(limit=1000)
+        keys = [each.metadata.get("batchrouter_run_key", "") for each in page.data]
+        return [
+            batch
+            for batch, key in zip(page.data, keys, strict=True)
+            if key.startswith(f"{dag_id}/") and (run_id is None or run_id in key)
+        ]
+
+    def landed(self, job: str, run_key: str = "") -> pa.Table:
+        table = ds.dataset(self.jobs[job]["sink"], format="parquet").to_table()
+        keys = table.column("_run_key").to_pylist()
+        return table.filter(pa.array([key.startswith(run_key) for key in keys]))
+
+    def landed_ids(self, job: str, run_key: str = "") -> list[int]:
+        return sorted(self.landed(job.replace("-", "_"), run_key).column("id").to_pylist())
+
+    def wait_for_watching_run(self) -> None:
+        self.airflow.wait_until(
+            lambda: any(each["state"] == "success" for each in self.airflow.runs("watching")),
+            90,
+            "the DAG that an ended batch starts",
+        )
+
+    def watched(self) -> list[dict[str, Any]]:
+        """What all runs of the watching DAG were told."""
+        told: list[dict[str, Any]] = []
+        for each in self.airflow.runs("watching"):
+            told += [
+                event["payload"]
+                for event in self.airflow.xcom("watching", each["dag_run_id"], "tell")
+            ]
+        return told
+
+
+@contextmanager
+def running_stage(root: Path) -> Iterator[Stage]:
+    """Start a router, a proxy in front of it and an Airflow; end them all."""
+    config = {
+        "credits": {"initial_usd": "100000"},
+        "lanes": [lane("quick", 1.0), lane("long", LONG_S)],
+    }
+    with ExitStack() as stack:
+        proxy = stack.enter_context(FaultProxy())
+        router = stack.enter_context(
+            running_router(root / "router", config=config, public_url=proxy.base_url)
+        )
+        proxy.upstream = router.base_url
+        stage = Stage(root, router, proxy)
+        (stage.airflow.home / "dags" / "jobs.py").write_text(DAGS)
+        stack.callback(stage.airflow.stop)
+        stage.airflow.start()
+        yield stage
+
+
+def _jobs(root: Path) -> dict[str, dict[str, Any]]:
+    for day in (1, 2, 3):
+        ids = list(range(day * 100 - 100, day * 100 - 100 + ROWS))
+        (root / f"day={day}").mkdir()
+        rows = pa.table({"id": ids, "text": [f"question {number}" for number in ids]})
+        pq.write_table(rows, root / f"day={day}" / "t.parquet")
+    jobs = {
+        name: {
+            "name": name.replace("_", "-"),
+            "params": {"day": "1"},
+            "source": f"{root}/day=${{params.day}}",
+            "key": "id",
+            "request": {
+                "kind": "chat",
+                "user": "{text}",
+                "parameters": {"max_output_tokens": 8},
+            },
+            "route": {"models": ["long" if name == "long" else "quick"]},
+            "budget": "5.00",
+            "sink": str(root / f"labelled_{name}"),
+        }
+        for name in ("quick", "long", "steps", "in_memory")
+    }
+    del jobs["in_memory"]["source"]
+    return jobs

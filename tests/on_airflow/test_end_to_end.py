@@ -1,0 +1,92 @@
+"""Whole jobs on a real Airflow, its DAGs started through the REST API, the router beside it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from on_airflow.airflow_processes import Airflow
+from on_airflow.stage import Stage, running_stage
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with running_stage(tmp_path_factory.mktemp("stage")) as stage:
+        yield stage
+
+
+def test_jobs_by_webhook_in_steps_and_by_an_ended_batch(stage: Stage) -> None:
+    airflow = stage.airflow
+    pushed = airflow.trigger("pushed")
+    steps = airflow.trigger("steps")
+
+    airflow.wait_for_run("pushed", pushed)
+    airflow.wait_for_run("steps", steps)
+    stage.wait_for_watching_run()
+
+    assert stage.landed_ids("quick") == list(range(20))
+    assert stage.landed_ids("steps") == list(range(20))
+    receipt = airflow.xcom("pushed", pushed, "label")
+    assert receipt["rows"]["succeeded"] == 20
+    assert len(json.dumps(receipt)) < 2_000
+    assert airflow.xcom("steps", steps, "quote")["fits"] is True
+    assert airflow.xcom("steps", steps, "clean_up") is False
+    assert len(stage.batches("pushed")) == len(stage.batches("steps")) == 1
+    told = stage.watched()
+    assert [each["run_key"] for each in told] == [f"steps/{steps}"]
+    assert_no_secret(stage, airflow)
+
+
+def assert_no_secret(stage: Stage, airflow: Airflow) -> None:
+    """The key and the webhook secret stand in no log and no run folder."""
+    places = [*airflow.home.rglob("*.log"), *stage.runs.rglob("*.json")]
+    assert places
+    for path in places:
+        text = path.read_text(errors="replace")
+        for secret in (stage.router.api_key, stage.webhook_secret):
+            assert secret not in text, f"a secret stands in {path}"
+
+
+@pytest.mark.drill
+def test_every_row_of_each_partition_lands_once_for_mapped_tasks(stage: Stage) -> None:
+    run_id = stage.airflow.trigger("mapped")
+
+    stage.airflow.wait_for_run("mapped", run_id)
+
+    assert len(stage.batches("mapped")) == 3
+    assert len(stage.landed_ids("quick", run_key=f"mapped/label/{run_id}")) == 60
+
+
+@pytest.mark.drill
+def test_the_function_of_a_decorated_task_is_called_once(stage: Stage) -> None:
+    run_id = stage.airflow.trigger("decorated")
+
+    stage.airflow.wait_for_run("decorated", run_id)
+
+    assert stage.landed_ids("in-memory") == [10, 11, 12, 13, 14]
+    assert stage.calls.read_text() == "called\n"
+
+
+@pytest.mark.drill
+def test_an_asset_alias_has_the_table_with_its_counts(stage: Stage) -> None:
+    run_id = stage.airflow.trigger("whole")
+
+    stage.airflow.wait_for_run("whole", run_id)
+
+    told: dict[str, Any] = stage.airflow.call("GET", "/api/v2/assets/events?limit=100")
+    mine = [
+        each
+        for each in told["asset_events"]
+        if each["source_dag_id"] == "whole" and each["source_run_id"] == run_id
+    ]
+    [event] = [each for each in mine if each["extra"]]
+    assert event["extra"]["row_count"] == 20
+    assert event["uri"] == Path(stage.jobs["quick"]["sink"]).as_uri()
+    links = stage.airflow.call(
+        "GET", f"/api/v2/dags/whole/dagRuns/{run_id}/taskInstances/label/links"
+    )
+    assert links["extra_links"]["Batch"].startswith(stage.router.base_url)
