@@ -58,3 +58,17 @@ def unfitting(line: Line) -> Line:
     message = {"role": "assistant", "content": "nonsense"}
     body = {"object": "chat.completion", "choices": [{"message": message, "finish_reason": "stop"}]}
     return {**line, "output": body}
+
+
+def say_cancelled(router: RunningRouter, batch_id: str, *, completed: int) -> None:
+    """Have the router say that an ended batch was cancelled when so many items were done."""
+    engine = create_engine(f"sqlite:///{router.data_dir / 'router.db'}")
+    with engine.begin() as conn:
+        conn.execute(
+            text(
+                "update batches set state = 'cancelled', completed = :completed,"
+                " cancelled = total - :completed where id = :id"
+            ),
+            {"id": batch_id, "completed": completed},
+        )
+    engine.dispose()

@@ -25,7 +25,7 @@ from sqlalchemy import Engine, create_engine, text
 from batchrouter.server.serve import mint_key
 from batchrouter.testing import RunningRouter
 from crash.desk import CONFIG
-from crash.doctoring import Line, doctor_artifact, doctor_lines, failed
+from crash.doctoring import Line, doctor_artifact, doctor_lines, failed, say_cancelled
 from crash.scenario import PURCHASE_COLUMNS, queries
 
 STORY = Path(__file__).parent / "story.py"
@@ -211,6 +211,17 @@ class Scene:
 
         [batch] = self.ledger().batches
         doctor_lines(self.router, str(batch["id"]), change)
+
+    def cut_short(self) -> None:
+        """Have the router say that the batch was cancelled when half of it was done."""
+        half = len(self.rows) // 2
+        [batch] = self.ledger().batches
+        doctor_lines(
+            self.router,
+            str(batch["id"]),
+            lambda number, line: line if number < half else failed(line, "cancelled"),
+        )
+        say_cancelled(self.router, str(batch["id"]), completed=half)
 
     def _router_database(self) -> Engine:
         return create_engine(f"sqlite:///{self.router.data_dir / 'router.db'}")

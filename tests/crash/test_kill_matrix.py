@@ -30,7 +30,17 @@ from crash.scene import CONFIG_FILE, Attempt, Scene, Store, s3_store
 UNFINISHED = frozenset({"cancelled", "stopped at the budget"})
 """The stories whose run is given up: how much had been sent by then is chance."""
 
-BOUGHT_TWICE = frozenset({"bought again", "resent"})
+BOUGHT_TWICE = frozenset({"bought again", "resent", "the rest"})
+
+POINTS_OF_THE_REST = (
+    "journal.before_generation_opened",
+    "journal.after_generation_opened",
+    "round.after_build",
+    "journal.before_round_built",
+    "journal.after_round_built",
+    "submit.after_send",
+)
+"""Points at which buying the rest of a run differs from buying it anew."""
 
 WAYS = ("killed", "orphaned", "together")
 
@@ -129,7 +139,8 @@ class Stage:
                 rounds = {"retry_failed": 1} if "resen" in story else {}
                 return Scene(root, self.router, store, changes=rounds)
             case _:
-                return Scene(root, self.router, store, story)
+                told = "bought again" if story == "the rest" else story
+                return Scene(root, self.router, store, told)
 
     @cache  # noqa: B019 - the stage lives as long as the module's tests
     def part_price(self, store: Store) -> Decimal:
@@ -163,6 +174,10 @@ def prepared(scene: Scene, story: str) -> Iterator[None]:
         case "resent":
             assert scene.begin(BATCHROUTER_KILL_AT="download.before").died()
             scene.fail_items()
+            yield
+        case "the rest":
+            assert scene.begin(BATCHROUTER_KILL_AT="journal.before_ended").died()
+            scene.cut_short()
             yield
         case _:
             yield
@@ -210,8 +225,8 @@ BY_WAY: dict[str, Callable[[Scene, str], Any]] = {
 }
 
 
-def play(point: str, way: str, store: Store, stage: Stage) -> None:
-    story = STORY_OF.get(point, "whole")
+def play(point: str, way: str, store: Store, stage: Stage, story: str | None = None) -> None:
+    story = story or STORY_OF.get(point, "whole")
     scene = stage.scene(story, store)
     with prepared(scene, story):
         end = BY_WAY[way](scene, point)
@@ -251,6 +266,18 @@ def test_an_orphan_wakes_after_its_successor_has_landed(local: Store, stage: Sta
 
 def test_killed_on_s3(s3: Store, stage: Stage) -> None:
     play("submit.after_send", "killed", s3, stage)
+
+
+def test_killed_while_it_buys_the_rest(local: Store, stage: Stage) -> None:
+    play("journal.before_round_built", "killed", local, stage, "the rest")
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("point", POINTS_OF_THE_REST)
+def test_the_rest(point: str, way: str, local: Store, stage: Stage) -> None:
+    play(point, way, local, stage, "the rest")
 
 
 @pytest.mark.drill

@@ -233,8 +233,9 @@ def test_a_cancel_in_a_round_keeps_what_was_told_before(desk: Desk) -> None:
     receipt = run.execute(timeout_s=20)
 
     assert receipt.batch_count == 2
-    assert receipt.rows["succeeded"] + receipt.rows["failed"] + receipt.rows["missing"] == 10
-    assert set(statuses(desk)[2:6:3]) <= {"succeeded", "failed", "missing"}
+    assert receipt.outcome == "partial"
+    told = statuses(desk)
+    assert (told[2], told[5]) in {("failed", "missing"), ("succeeded", "succeeded")}
     assert len(desk.batches()) == 2
 
 

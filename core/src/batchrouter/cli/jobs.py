@@ -123,7 +123,8 @@ def quote(
 @click.option(
     "--rebuy",
     is_flag=True,
-    help="Buy anew what has ended under this run key, also when the job has changed.",
+    help="Buy the rest of what was cut short under this run key, or all anew if nothing was, or "
+    "if the job has changed.",
 )
 @account_options
 @json_option

@@ -9,10 +9,9 @@ import pyarrow as pa
 from batchrouter.landing.answers import Answers
 from batchrouter.landing.outcomes import (
     Outcome,
-    outcome_of,
+    outcome_in,
     outcome_of_repeated,
     outcome_of_skipped,
-    outcome_without_line,
 )
 from batchrouter.landing.outputs import OutputReader
 from batchrouter.landing.repeats import Repeated
@@ -91,11 +90,8 @@ class Judge:
                     return outcomes
                 start = len(outcomes)
                 for line in answers.next_run(ids[start : min(end, start + _RUN_ROWS)]):
-                    if line is None:
-                        outcomes.append(outcome_without_line(part))
-                    else:
-                        outcomes.append(outcome_of(line, self._reader))
-                        held_bytes += len(line.output)
+                    outcomes.append(outcome_in(part, line, self._reader))
+                    held_bytes += len(line.output) if line else 0
             if end == len(ids):
                 break
             reason = rows.column("_skip_reason")[end].as_py()

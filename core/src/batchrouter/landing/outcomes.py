@@ -9,8 +9,9 @@
                    failed and has no line (`batch_failed`)
 `invalid_output`   the answer is there, was paid for, and is something else; it is in
                    `_raw_output`, and `_error_message` names the path of the first error
-`missing`          the row was sent, and no readable line names it; the code says how the batch
-                   ended (`cancelled`, `expired`), else `no_line`
+`missing`          the row was sent, and no readable line names it, or the line of a batch that
+                   was cut short only says so; the code says how the batch ended (`cancelled`,
+                   `expired`), else `no_line`
 `skipped`          the row was not sent; `_error_message` says why
 =================  ==============================================================================
 """
@@ -27,6 +28,7 @@ from batchrouter.landing.report import PartToLand
 BATCH_FAILED = "batch_failed"
 """The code of a row whose whole batch failed, and which therefore has no line."""
 
+_CUT_SHORT = frozenset({"cancelled", "expired"})
 _USD = frozenset({None, "usd", "USD"})
 
 
@@ -100,6 +102,32 @@ def _set_altered(outcome: Outcome, line: Envelope) -> None:
     outcome.raw = bytes(line.output).decode(errors="replace")
 
 
+def outcome_in(part: PartToLand, line: Envelope | None, reader: OutputReader) -> Outcome:
+    """Judge a row that was sent: its line, or why it has none.
+
+    A batch that was cancelled may have a line for each item all the same, and those that say no
+    more than that are no different from those that are not there.
+
+    Example:
+        >>> from batchrouter.landing.envelope import read_line
+        >>> from batchrouter.landing.outputs import TextReader
+        >>> line = read_line(b'{"customer_item_id": "a", "error": {"code": "cancelled"}}')
+        >>> part = PartToLand(0, "rows.parquet", 1, batch_state="cancelled")
+        >>> outcome_in(part, line, TextReader()).status
+        'missing'
+    """
+    if line is None:
+        return outcome_without_line(part)
+    outcome = outcome_of(line, reader)
+    if outcome.code in _CUT_SHORT and _plain_state(part) in _CUT_SHORT:
+        outcome.status = "missing"
+    return outcome
+
+
+def _plain_state(part: PartToLand) -> str | None:
+    return "cancelled" if part.batch_state == "canceled" else part.batch_state
+
+
 def outcome_without_line(part: PartToLand) -> Outcome:
     """Say why a row that was sent has no line.
 
@@ -108,11 +136,11 @@ def outcome_without_line(part: PartToLand) -> Outcome:
         >>> outcome_without_line(part).code
         'expired'
     """
-    state = "cancelled" if part.batch_state == "canceled" else part.batch_state
+    state = _plain_state(part)
     told = ": ".join(filter(None, part.batch_error or ()))
     if state == "failed":
         return Outcome("failed", BATCH_FAILED, told or "the batch failed and told no reason")
-    if state in {"cancelled", "expired"}:
+    if state in _CUT_SHORT:
         return Outcome(
             "missing", state, told or f"the batch ended {state} before this item was done"
         )
@@ -133,7 +161,7 @@ def outcome_of_repeated(part: PartToLand, line: Envelope | None, reader: OutputR
         >>> outcome.value, outcome.cost_usd
         ('yes', '0')
     """
-    outcome = outcome_without_line(part) if line is None else outcome_of(line, reader)
+    outcome = outcome_in(part, line, reader)
     outcome.batch_id = part.batch_id
     if outcome.cost_usd is not None:
         outcome.cost_usd = "0"

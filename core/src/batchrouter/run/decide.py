@@ -108,6 +108,22 @@ def round_is_due(state: RunState, rounds: RetryRounds) -> bool:
     return any(was_sent(each) for each in newest_round(state))
 
 
+def has_rest(state: RunState) -> bool:
+    """True when some results came, and some items were never sent to their end.
+
+    What was cancelled, has expired, or was never bought is the rest; nothing else of the run
+    needs to be bought again.
+    """
+    if state.manifest is None or not any(has_output(each) for each in state.current):
+        return False
+    counts = item_counts(state)
+    is_unbought = state.rounds_ended is None and any(
+        part.bought is None and counts[part.index] > 0 for part in state.parts.values()
+    )
+    newest = (each for each in state.current if each.round >= state.rest_round)
+    return is_unbought or any(each.ended is not None and not was_sent(each) for each in newest)
+
+
 def newest_round(state: RunState) -> list[Purchase]:
     """The batches of the newest round."""
     return [each for each in state.current if each.round == state.round]

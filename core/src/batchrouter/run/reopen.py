@@ -1,8 +1,8 @@
 """Opening a run again: what a second look at the same run key may and may not do.
 
-What is open is attached to; what is landed is left alone; what was cancelled, expired or
-failed is bought anew only on demand. A job that would buy something else under the same key
-is refused, unless nothing was bought yet: then it simply starts over.
+What is open is attached to; what is landed is left alone; what was cancelled or has expired is
+bought only on demand, and then only what did not come. A job that would buy something else under
+the same key is refused, unless nothing was bought yet: then it simply starts over.
 """
 
 from contextlib import suppress
@@ -17,10 +17,14 @@ from batchrouter.errors import (
 )
 from batchrouter.run.buying import settle_part
 from batchrouter.run.context import RunContext
+from batchrouter.run.decide import has_rest
 from batchrouter.run.events import Claimed, GenerationOpened, Opened
 from batchrouter.run.journal import LostRaceError
 from batchrouter.run.outcome import note_ends
 from batchrouter.run.state import RunState
+
+_NEEDED = frozenset({"manifest", "rows", "artifact"})
+"""What the rest is made of: the lines to send again, and the results to land beside theirs."""
 
 OnRerun = Literal["resume", "rebuy"]
 
@@ -138,9 +142,20 @@ def _start_generation(
         return state.generation == before and intents <= given_up and not state.open_batches
 
     context.journal.append(
-        GenerationOpened(generation=before + 1, fingerprint=fingerprint, reason=reason),
+        GenerationOpened(
+            generation=before + 1,
+            fingerprint=fingerprint,
+            reason=reason,
+            continues=_continues(context.state, fingerprint),
+        ),
         still=still,
     )
+
+
+def _continues(state: RunState, fingerprint: dict[str, str]) -> bool:
+    """True when what came can be kept, and only the rest has to be bought."""
+    is_same = not _changed(state, fingerprint)
+    return is_same and has_rest(state) and not _NEEDED.intersection(state.removed)
 
 
 def claim(context: RunContext, attempt: str) -> None:

@@ -17,7 +17,7 @@ from batchrouter.job.retain import Retain
 from batchrouter.killpoints import reached
 from batchrouter.run.catalog import run_folders, status_of
 from batchrouter.run.context import RunContext
-from batchrouter.run.decide import Step, decide
+from batchrouter.run.decide import Step, decide, has_rest
 from batchrouter.run.events import FolderPart, Removed
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.journal import Journal, LostRaceError
@@ -217,8 +217,10 @@ def _due(state: RunState, retain: Retain, now: datetime) -> tuple[FolderPart, ..
     parts: tuple[FolderPart, ...] = ("manifest", "artifact", "journal")
     for part in parts:
         kept = retain.after(part)
+        if kept is None or (not kept and part != "journal" and has_rest(state)):
+            continue  # a demand for the rest needs the lines and the results that there are
         # Nought is due whatever the clock of the host says that has landed it.
-        if kept is not None and (not kept or state.landed_at + kept <= now):
+        if not kept or state.landed_at + kept <= now:
             due.append(part)
     return tuple(due)
 

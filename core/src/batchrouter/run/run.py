@@ -82,7 +82,8 @@ class Run:
             attempt: A token of the orchestrator's attempt; recorded as a claim, so that
                 `cancel` of an older attempt does nothing.
             on_rerun: ``resume`` goes on, and does nothing for what is landed; ``rebuy``
-                buys anew what has ended: with an `attempt` once, so that a retry under the same
+                buys the rest of what was cancelled or has expired, and all anew where nothing
+                came or all did: with an `attempt` once, so that a retry under the same
                 token goes on with what it bought; without one at every call, which is never
                 right for an automatic retry.
             limit: Try the job on its first rows only: the run has its own key, and its rows
