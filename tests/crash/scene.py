@@ -102,7 +102,7 @@ def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
 
 @dataclass
 class Scene:
-    """One job, run key and workspace that no other scene shares."""
+    """One job, run key and workspace that no other scene shares; `env` is its processes'."""
 
     root: Path
     router: RunningRouter
@@ -113,6 +113,8 @@ class Scene:
     rows: pa.Table = field(default_factory=queries)
     base_url: str = ""
     max_run_usd: Decimal | None = None
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    timeout_s: float = 60
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,12 @@ class Scene:
             "poll_interval_s": 0.2,
             "retry_wait_s": 0.05,
         }
-        scene: dict[str, Any] = {"job": job, "settings": settings, "run_key": "2026-11-22"}
+        scene: dict[str, Any] = {
+            "job": job,
+            "settings": settings,
+            "run_key": "2026-11-22",
+            "timeout_s": self.timeout_s,
+        }
         if self.max_run_usd is not None:
             scene["max_run_usd"] = str(self.max_run_usd)
         return json.dumps(scene)
@@ -163,7 +170,7 @@ class Scene:
         kept = {name: value for name, value in os.environ.items() if "BATCHROUTER" not in name}
         process = subprocess.Popen(
             [sys.executable, str(STORY), self.story],
-            env={**kept, **self.store.env, **points},
+            env={**kept, **self.store.env, **self.env, **points},
             cwd=self.root,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -225,6 +232,10 @@ class Scene:
 
     def _router_database(self) -> Engine:
         return create_engine(f"sqlite:///{self.router.data_dir / 'router.db'}")
+
+    def has_settled(self) -> bool:
+        """True when all that was bought so far has ended."""
+        return all(batch["completed_at"] for batch in self.ledger().batches)
 
     def ledger(self) -> "Ledger":
         """The account and its batches, as the router's own database has them."""

@@ -25,6 +25,7 @@ class Teller:
         self.job = Job.model_validate(scene["job"])
         self.settings = Settings(**scene["settings"])
         self.run_key: str = scene["run_key"]
+        self.timeout_s: float = scene["timeout_s"]
         self.max_run_usd = Decimal(scene["max_run_usd"]) if "max_run_usd" in scene else None
 
     def open(self, **options: Any) -> Run:
@@ -33,20 +34,20 @@ class Teller:
 
     def whole(self) -> Receipt:
         with self.open() as run:
-            return run.execute(timeout_s=60)
+            return run.execute(timeout_s=self.timeout_s)
 
     def claimed(self) -> Receipt:
         with self.open(attempt="the first") as run:
-            return run.execute(timeout_s=60)
+            return run.execute(timeout_s=self.timeout_s)
 
     def bought_again(self) -> Receipt:
         with self.open() as run:
             if run.status().generation == 0:
-                run.execute(timeout_s=60)
+                run.execute(timeout_s=self.timeout_s)
         with self.open() as run:
             how = "rebuy" if run.status().generation == 0 else "resume"
         with self.open(on_rerun=how) as run:
-            return run.execute(timeout_s=60)
+            return run.execute(timeout_s=self.timeout_s)
 
     def cancelled(self) -> Receipt | str:
         """Cancelled when its batch is out: nothing, or what had been sent, is landed."""
@@ -55,7 +56,7 @@ class Teller:
                 run.submit()
                 run.cancel("not wanted any more")
             try:
-                return run.execute(timeout_s=60)
+                return run.execute(timeout_s=self.timeout_s)
             except RunCancelledError as error:
                 return error.code
 
@@ -72,10 +73,10 @@ class Teller:
 
             run._context.tell = lower_the_cap
             with suppress(BudgetExceededError):
-                run.execute(timeout_s=60)
+                run.execute(timeout_s=self.timeout_s)
         with self.open(settings=short) as run:
             try:
-                return run.execute(timeout_s=60)
+                return run.execute(timeout_s=self.timeout_s)
             except BudgetExceededError as error:
                 return error.code
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,13 @@ def test_a_damaged_copy_whose_artifact_has_expired(bad: Mistake, proxy: FaultPro
 class Receiver:
     """`batchrouter webhooks serve` in a process of its own, and its inbox."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, env: Mapping[str, str] | None = None) -> None:
         self.secret = mint_secret()
         self.inbox_url = f"sqlite:///{root / 'inbox.db'}"
         command = [*BATCHROUTER, "webhooks", "serve", "--inbox", self.inbox_url, "--port", "0"]
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, "BATCHROUTER_WEBHOOK_SECRET": self.secret},
+            env={**os.environ, **(env or {}), "BATCHROUTER_WEBHOOK_SECRET": self.secret},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -230,7 +230,11 @@ def play(point: str, way: str, store: Store, stage: Stage, story: str | None = N
     scene = stage.scene(story, store)
     with prepared(scene, story):
         end = BY_WAY[way](scene, point)
-        wait_until(lambda: all(batch["completed_at"] for batch in scene.ledger().batches))
+        wait_until(scene.has_settled)
+    check(scene, story, end, stage)
+
+
+def check(scene: Scene, story: str, end: Any, stage: Stage) -> None:
     ledger = scene.ledger()
     assert len(ledger.batches) == (2 if story in BOUGHT_TWICE else 1)
     ledger.check()
@@ -239,7 +243,7 @@ def play(point: str, way: str, store: Store, stage: Stage, story: str | None = N
     else:
         assert end["rows"]["succeeded"] == end["row_count"] == ROWS
         assert end["quarantined"] == int(story == "garbled")
-        assert scene.table() == stage.undisturbed(story, store)
+        assert scene.table() == stage.undisturbed(story, scene.store)
 
 
 def check_partial(scene: Scene, end: Any) -> None:

@@ -56,7 +56,8 @@ def settle(context: RunContext, part: PartState) -> datetime | None:
     intent = part.intent
     if intent is None:
         return None
-    if _age(part) > QUOTE_KEPT_FOR:
+    intended_at = part.intended_at or datetime.now(UTC)
+    if datetime.now(UTC) - intended_at > QUOTE_KEPT_FOR:
         batch = find_listed(context, part)
         if batch is None:
             raise UnsettledIntentError(_cannot_decide(context, intent))
@@ -122,17 +123,14 @@ def _other_account(context: RunContext, intent: Intended) -> str:
     )
 
 
-def _age(part: PartState) -> timedelta:
-    return datetime.now(UTC) - (part.intended_at or datetime.now(UTC))
-
-
 def _adopt(
     context: RunContext, part: PartState, intent: Intended, batch_id: str
 ) -> datetime | None:
     try:
         batch = context.client.retrieve_batch(batch_id)
     except NotFoundError as error:
-        if _age(part) < JUST_CREATED_FOR:
+        intended_at = part.intended_at or datetime.now(UTC)
+        if context.age_of(intended_at, intent.clock_offset_s) < JUST_CREATED_FOR:
             return datetime.now(UTC) + LOOK_SOON
         raise UnsettledIntentError(_cannot_decide(context, intent)) from error
     _check_own(context, intent, batch)
@@ -193,6 +191,7 @@ def record(
         LostRaceError: Another attempt has settled it.
     """
     total = batch.quoted_total
+    offset_s = context.note_server_time(batch.server_now)
     context.journal.append(
         Bought(
             generation=intent.generation,
@@ -201,6 +200,7 @@ def record(
             batch_id=batch.id,
             quoted_usd=total.amount if total is not None else intent.quoted_usd,
             deadline_at=batch.deadline_at,
+            clock_offset_s=intent.clock_offset_s if offset_s is None else offset_s,
             how=how,
         ),
         still=lambda state: _is_open(state, intent),

@@ -30,7 +30,8 @@ def collect(context: RunContext) -> None:
 
     Raises:
         ArtifactError: What came is not what was promised; nothing of it is used.
-        APIError: The API refuses, for instance since the artifact has expired.
+        LandingError: The artifact has expired at the API.
+        APIError: The API refuses.
         StorageError: The run folder takes no more.
     """
     for purchase in batches_to_collect(context.state):
@@ -112,6 +113,14 @@ def _copied(context: RunContext, purchase: Purchase, name: str) -> Collected:
         # The other parts' results shall not lie here for ever because of this one.
         _log.warning("its rows are landed without results: %s", error)
         return Collected(batch_id=purchase.batch_id, artifact_name=None, bytes=0, sha256="")
+    except GoneError as error:
+        if purchase.collected is not None:
+            raise
+        raise LandingError(
+            f"the results of batch {purchase.batch_id} are gone: the API kept them for as long as "
+            "it promised, and nobody copied them before. The table is as it was, and nothing is "
+            "bought again by itself: on_rerun='rebuy' (CLI: --rebuy) buys it anew."
+        ) from error
     return Collected(
         batch_id=purchase.batch_id,
         artifact_name=name,

@@ -133,6 +133,18 @@ class RunContext:
         ahead = timedelta(seconds=recorded_offset_s if offset_s is None else offset_s)
         return datetime.now(UTC) + ahead
 
+    def age_of(self, noted_at: datetime, recorded_offset_s: float) -> timedelta:
+        """How long ago an attempt noted something, by the server's clock.
+
+        Another host's clock may be hours off, and so may ours.
+
+        Raises:
+            TransportError: The server's clock is not known yet, and it does not answer.
+        """
+        if self._clock_offset_s is None:
+            self.note_server_time(self.client.server_time())
+        then = noted_at + timedelta(seconds=recorded_offset_s)
+        return self.server_now(recorded_offset_s) - then
 
 def client_opener(client: "Client | None", settings: Settings) -> "Callable[[], Client]":
     """How a run comes to its client: the one that it was given, or one of its own."""

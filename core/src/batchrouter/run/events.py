@@ -177,6 +177,7 @@ class Bought(_Fact):
     batch_id: str
     quoted_usd: Decimal
     deadline_at: datetime | None = None
+    clock_offset_s: float = 0.0
     how: Literal["accepted", "replayed", "adopted", "listed"]
 
 
