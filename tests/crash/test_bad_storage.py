@@ -6,7 +6,6 @@ Disks are tmpfs mounts of a few kilobytes, which only root may make.
 import json
 import resource
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrouter.testing import RunningRouter, running_router
+from crash.disk import Disk
 from crash.mistake import (
     NO_ANSWER,
     NO_RUN_FOLDER,
@@ -37,40 +37,11 @@ def bad(router: RunningRouter, tmp_path: Path) -> Mistake:
     return mistake(tmp_path, router)
 
 
-class Disk:
-    """A file system of its own that a test fills up or locks."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        root.mkdir()
-
-    def mount(self, size: str) -> None:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.root)]
-        if subprocess.run(command, check=False, capture_output=True).returncode:
-            pytest.skip("only root may mount a disk of a few kilobytes")
-
-    def fill(self) -> None:
-        with (self.root / "filler").open("wb", buffering=0) as filler:
-            try:
-                while filler.write(bytes(512)):
-                    pass
-            except OSError:
-                return
-
-    def free(self) -> None:
-        (self.root / "filler").unlink()
-
-    def remount(self, how: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{how}", str(self.root)], check=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     disk = Disk(tmp_path / "disk")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk.root)], check=False, capture_output=True)
+    yield disk
+    disk.unmount()
 
 
 def runs_on(disk: Disk, bad: Mistake) -> None:
