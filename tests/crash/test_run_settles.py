@@ -80,7 +80,8 @@ def test_a_rebuy_of_a_batch_that_ended_unseen_buys_anew(desk: Desk) -> None:
 def test_a_rebuy_gets_past_a_batch_that_the_api_has_lost(
     desk: Desk, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchrouter.run.outcome.JUST_CREATED_FOR", timedelta(0))
+    # A Date is a second coarse.
+    monkeypatch.setattr("batchrouter.run.outcome.JUST_CREATED_FOR", timedelta(seconds=-2))
     run = desk.open("long")
     run.submit()
     quoted = run.status().committed_usd

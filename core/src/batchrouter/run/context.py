@@ -146,6 +146,7 @@ class RunContext:
         then = noted_at + timedelta(seconds=recorded_offset_s)
         return self.server_now(recorded_offset_s) - then
 
+
 def client_opener(client: "Client | None", settings: Settings) -> "Callable[[], Client]":
     """How a run comes to its client: the one that it was given, or one of its own."""
 

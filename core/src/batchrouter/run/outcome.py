@@ -118,10 +118,7 @@ def _look_again_at(context: RunContext) -> datetime:
 
 
 def _is_young(context: RunContext, purchase: Purchase) -> bool:
-    part = context.state.parts[purchase.part]
-    if part.bought is None or part.bought_at is None:
-        return False
-    return context.age_of(part.bought_at, part.bought.clock_offset_s) < JUST_CREATED_FOR
+    return context.age_of(purchase.bought_at, purchase.clock_offset_s) < JUST_CREATED_FOR
 
 
 def _no_longer_known(purchase: Purchase) -> BatchFailedError:

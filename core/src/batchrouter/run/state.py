@@ -38,6 +38,7 @@ class Purchase:
     batch_id: str
     quoted_usd: Decimal
     bought_at: datetime
+    clock_offset_s: float
     ended: events.Ended | None = None
     collected: events.Collected | None = None
 
@@ -267,7 +268,13 @@ class RunState:
                 part.intent = None
                 part.bought, part.bought_at = fact, at
                 self.purchases[fact.batch_id] = Purchase(
-                    fact.generation, fact.round, fact.part, fact.batch_id, fact.quoted_usd, at
+                    generation=fact.generation,
+                    round=fact.round,
+                    part=fact.part,
+                    batch_id=fact.batch_id,
+                    quoted_usd=fact.quoted_usd,
+                    bought_at=at,
+                    clock_offset_s=fact.clock_offset_s,
                 )
 
 
