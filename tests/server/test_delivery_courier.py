@@ -388,6 +388,9 @@ def test_a_batch_tells_of_its_beginning_and_its_end(tmp_path: Path) -> None:
     assert SECRET.encode() not in (tmp_path / "router" / "router.db").read_bytes()
 
 
+KILL_POINTS = ("delivery.before_send", "delivery.after_send", "delivery.after_noted")
+
+
 def events_of(router: RunningRouter) -> list[Any]:
     database = Database.open(router.data_dir / "router.db")
     with database.reading() as conn:
@@ -397,9 +400,7 @@ def events_of(router: RunningRouter) -> list[Any]:
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize(
-    "point", ["delivery.before_send", "delivery.after_send", "delivery.after_noted"]
-)
+@pytest.mark.parametrize("point", KILL_POINTS)
 def test_no_event_is_lost_when_the_router_dies(tmp_path: Path, point: str) -> None:
     killing = {"BATCHROUTER_KILL_AT": point}
     with running_router(tmp_path / "router", env=killing) as router, receiving() as receiver:

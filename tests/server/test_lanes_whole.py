@@ -30,7 +30,7 @@ LANE_KILL_POINTS = (
     "work.before_result_stored",
     "work.after_result_stored",
 )
-
+ITEM_KILL_POINTS = ("lanes.before_item", "lanes.after_item")
 
 NEVER_SENT = frozenset({"lanes.after_intent", "lanes.before_create"})
 """An intent stands in the book, and no create was sent."""
@@ -249,13 +249,15 @@ def _held_for_a_person(
     assert not provider.batches
 
 
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize(
+    "point", ["lanes.after_item:3", "lanes.after_item:9", "lanes.before_item:6"]
+)
 def test_a_plain_lane_repeats_no_more_than_was_in_flight(
-    provider: StandIn, tmp_path: Path, after: int
+    provider: StandIn, tmp_path: Path, point: str
 ) -> None:
     texts = [f"item {nth}" for nth in range(20)]
     served = config(lane("plain", "openai-http", provider, concurrency=2))
-    env = {"BATCHROUTER_KILL_AT": f"lanes.after_item:{after * 3}"}
+    env = {"BATCHROUTER_KILL_AT": point}
     with running_router(tmp_path / "router", config=served, env=env) as router:
         with Client(router.settings()) as client:
             batch_id = buy(client, texts)

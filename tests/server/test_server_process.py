@@ -28,6 +28,7 @@ KILL_POINTS = [
     "create.before_commit",
     "create.after_commit",
 ]
+CANCEL_POINTS = ["cancel.before_commit", "cancel.after_commit"]
 
 
 class Process:
@@ -250,7 +251,7 @@ def test_killed_at_any_point_a_repeat_buys_once_and_nothing_is_left_over(tmp_pat
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("point", ["cancel.before_commit", "cancel.after_commit"])
+@pytest.mark.parametrize("point", CANCEL_POINTS)
 def test_killed_while_cancelling_the_next_start_knows(tmp_path, point):
     data = tmp_path / "data"
     slow = tmp_path / "slow.toml"

@@ -107,7 +107,16 @@ ROUTER_KILL_POINTS: Final[tuple[str, ...]] = (
     "delivery.before_send",
     "delivery.after_send",
     "delivery.after_noted",
+    "retention.before_mark",
     "retention.after_mark",
+    "retention.after_manifests_deleted",
+    "retention.before_artifacts_deleted",
+    "retention.after_artifacts_deleted",
+    "retention.after_artifacts_noted",
+    "retention.before_batches_deleted",
+    "retention.after_batches_deleted",
+    "retention.before_workflows_deleted",
+    "retention.after_workflows_deleted",
 )
 """Where the embedded router may die, in the order of a batch."""
 

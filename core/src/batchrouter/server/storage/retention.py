@@ -91,10 +91,15 @@ def _end_manifests(services: Services) -> int:
             .returning(files.c.object_key)
         ).scalars()
         keys = list(ended)
+        if keys:
+            killpoints.reached("retention.before_mark")
+    if not keys:
+        return 0
     killpoints.reached("retention.after_mark")
     # An object that a kill leaves here has no live row, and goes at the next start.
     for key in keys:
         services.objects.delete(key)
+    killpoints.reached("retention.after_manifests_deleted")
     return len(keys)
 
 
@@ -106,14 +111,19 @@ def _end_artifacts(services: Services) -> int:
             .where(batches.c.artifact_key.is_not(None), batches.c.artifact_expires_at < now_us())
             .limit(_AT_ONCE)
         ).all()
+    if not ended:
+        return 0
+    killpoints.reached("retention.before_artifacts_deleted")
     for batch in ended:
         services.objects.delete(batch.artifact_key)
+    killpoints.reached("retention.after_artifacts_deleted")
     with services.database.writing() as conn:
         conn.execute(
             update(batches)
             .where(batches.c.id.in_([batch.id for batch in ended]))
             .values(artifact_key=None)
         )
+    killpoints.reached("retention.after_artifacts_noted")
     return len(ended)
 
 
@@ -153,6 +163,10 @@ def _end_batches(services: Services) -> int:
             conn.execute(table.delete().where(table.c.batch_id.in_(ids)))
         conn.execute(batches.delete().where(batches.c.id.in_(ids)))
         conn.execute(quotes.delete().where(quotes.c.id.in_([batch.quote_id for batch in ended])))
+        if ended:
+            killpoints.reached("retention.before_batches_deleted")
+    if ended:
+        killpoints.reached("retention.after_batches_deleted")
     return len(ended)
 
 

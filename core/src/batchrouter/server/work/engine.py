@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
-from batchrouter import tracing
+from batchrouter import killpoints, tracing
 from batchrouter.server.config import RouterConfig
 from batchrouter.server.lanes.registry import LaneRegistry
 from batchrouter.server.log_fields import logging_with, span_attributes
@@ -278,4 +278,6 @@ def _delete_ended_workflows(kept_for: timedelta) -> None:
         load_input=False,
         load_output=False,
     ):
+        killpoints.reached("retention.before_workflows_deleted")
         DBOS.delete_workflows([one.workflow_id for one in ended])
+        killpoints.reached("retention.after_workflows_deleted")
