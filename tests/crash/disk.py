@@ -33,4 +33,4 @@ class Disk:
         subprocess.run(["mount", "-o", f"remount,{how}", str(self.root)], check=True)
 
     def unmount(self) -> None:
-        subprocess.run(["umount", str(self.root)], check=False, capture_output=True)
+        subprocess.run(["umount", "--lazy", str(self.root)], check=False, capture_output=True)

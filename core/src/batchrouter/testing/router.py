@@ -20,7 +20,7 @@ from batchrouter.errors import ConfigError, TransportError
 if TYPE_CHECKING:
     from batchrouter.api.settings import Settings
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 20.0
 _LOOK_INTERVAL_S = 0.02
 _LOG_TAIL_CHARS = 2_000
@@ -74,7 +74,7 @@ class RunningRouter:
                 `BATCHROUTER_…` variables of the caller are not passed on.
 
         Raises:
-            TransportError: It ended or did not answer within 30 s; the message has the end of
+            TransportError: It ended or did not answer within 90 s; the message has the end of
                 its log.
         """
         address_path = self.data_dir / "address"
