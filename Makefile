@@ -57,7 +57,7 @@ check-core: $(READY)
 
 audit: $(READY) ## what bandit and pip-audit say; the second asks an advisory database over the network
 	$(BIN)/bandit --quiet --recursive --severity-level medium core/src
-	$(BIN)/pip-audit --requirement $(CONSTRAINTS) --no-deps --disable-pip
+	$(BIN)/pip-audit --strict --requirement $(CONSTRAINTS) --no-deps --disable-pip
 
 format: $(READY) ## put the code into the house's format and mend what lint can mend
 	$(BIN)/ruff check --fix --quiet . || true

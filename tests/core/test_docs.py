@@ -26,6 +26,7 @@ from batchrouter.server.lanes.simulated import SimulatedOptions
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r"^(<!-- runnable -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -172,3 +173,15 @@ def test_the_client_page_has_every_error_with_code_and_exit_code() -> None:
         assert cells[3] == ("yes" if kind.retryable else "")
         assert int(cells[4]) == code_of(kind.__new__(kind))
         assert int(cells[4]) in EXIT_CODES
+
+
+def test_each_rule_of_security_names_code_and_tests_that_there_are() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"(?:::|`)(test_\w+)", SECURITY)) - {"test_no_secret_written"}
+    paths = set(re.findall(r"`((?!DATA)(?:[\w-]+/)+[\w-]*(?:\.py)?)", SECURITY))
+    package = ROOT / "core" / "src" / "batchrouter"
+
+    assert len(named) > 40
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+    homes = (package, package / "server", ROOT / "tests", ROOT)
+    assert {p for p in paths if not any((home / p).exists() for home in homes)} == set()

@@ -1,6 +1,8 @@
 """The journal: exclusive, whole, readable by the next version, and never guessed at."""
 
 import json
+import os
+import stat
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +50,18 @@ def test_a_second_reader_knows_what_the_first_wrote(folder: RunFolder) -> None:
     state = Journal(RunFolder(folder.fs, folder.root)).load()
 
     assert (state.opened, state.claim, state.entry_count) == (OPENED, "one", 2)
+
+
+def test_the_run_folder_is_its_accounts_own_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Journal(local(tmp_path / "runs" / "label" / "1")).append(OPENED)
+    finally:
+        os.umask(before)
+
+    folder = tmp_path / "runs" / "label" / "1"
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "journal")}
+    assert modes == {0o700}
 
 
 def test_of_two_writers_of_one_number_the_loser_reads_and_decides_again(folder: RunFolder) -> None:

@@ -95,6 +95,15 @@ def test_one_private_address_refuses_the_name(answer: list[str]) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.1", "0x7f000001", "2130706433", "017700000001", "0", "10.1"]
+)
+def test_another_spelling_of_an_inner_address_is_refused_when_it_is_resolved(host: str) -> None:
+    # The system reads these without asking any name server.
+    with pytest.raises(ValueError, match="not a public"):
+        destination_of(f"https://{host}/hook", allow_loopback_http=True)
+
+
 def test_localhost_that_is_elsewhere_is_refused() -> None:
     with pytest.raises(ValueError, match="not on loopback"):
         destination_of(

@@ -1,6 +1,7 @@
 """What goes wrong on a wire, on real sockets, with both clients."""
 
 import asyncio
+import gzip
 import io
 import logging
 import pickle
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from batchrouter.api import transport
 from batchrouter.api.client import AsyncClient, Client
 from batchrouter.api.settings import Settings
 from batchrouter.errors import (
@@ -140,13 +142,30 @@ def test_a_reply_that_drips_is_given_up(scripted: Any, settings: Settings) -> No
         client.retrieve_batch("batch_1")
 
 
-def test_a_reply_without_end_is_refused(scripted: Any, call: Any) -> None:
+def test_a_reply_without_end_is_refused(
+    scripted: Any, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Few enough to come within the second that this client waits, on a busy machine too.
+    monkeypatch.setattr(transport, "MAX_REPLY_BYTES", 4 << 20)
+
     def pour(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        for _ in range(80):
+        for _ in range(8):
             connection.sendall(b" " * (1 << 20))
 
     scripted.answer = lambda _: pour
+
+    with pytest.raises(ProtocolError, match="more than"):
+        call("retrieve_batch", "batch_1")
+
+
+def test_a_reply_that_is_small_only_while_it_is_compressed_is_refused(
+    scripted: Any, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_REPLY_BYTES", 4 << 20)
+    bomb = gzip.compress(b" " * (8 << 20))
+    assert len(bomb) < 10_000
+    scripted.answers(scripted.reply(200, bomb, {"Content-Encoding": "gzip"}))
 
     with pytest.raises(ProtocolError, match="more than"):
         call("retrieve_batch", "batch_1")

@@ -98,6 +98,8 @@ class RunFolder:
         path = self.path(*names)
         with _store_errors(f"making {names[-1] if names else 'the run folder'}"):
             if self.is_local:
+                # The mode is that of the last folder alone: those on the way have the umask's.
+                Path(self.root).mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIR)
                 Path(path).mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIR)
             else:
                 self.fs.makedirs(path, exist_ok=True)
