@@ -14,8 +14,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"}
 
 
 class Airflow:
-    """Started by `running_airflow`.
+    """Not started yet; end it with `stop`, whatever happens.
 
     Attributes:
         home: Its AIRFLOW_HOME; `dags` below it is where DAG files go before it starts.
@@ -99,12 +99,14 @@ class Airflow:
     def pid_of(self, name: str) -> int:
         return self._running[name].pid
 
-    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+    def trigger(
+        self, dag_id: str, conf: Mapping[str, Any] | None = None, logical_date: str | None = None
+    ) -> str:
         """Start a DAG through the REST API, as soon as it is known; return the run's id."""
         self.wait_until(
             lambda: self._get(f"/api/v2/dags/{dag_id}") is not None, 90, f"DAG {dag_id}"
         )
-        body = {"logical_date": None, "conf": dict(conf or {})}
+        body = {"logical_date": logical_date, "conf": dict(conf or {})}
         return self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"]
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
@@ -219,7 +221,7 @@ class Airflow:
         if token and self._token:
             request.add_header("Authorization", f"Bearer {self._token}")
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
+            with urllib.request.urlopen(request, timeout=90) as reply:
                 return json.loads(reply.read() or b"null")
         except urllib.error.HTTPError as error:
             if error.code != 404:
@@ -236,27 +238,6 @@ class Airflow:
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3_000:] + done.stdout[-3_000:]
-
-
-@contextmanager
-def running_airflow(
-    home: Path, dags: Mapping[str, str], env: Mapping[str, str]
-) -> Iterator[Airflow]:
-    """Run Airflow on these DAG files, by name and text, while the block lasts.
-
-    Args:
-        home: Its AIRFLOW_HOME, made if absent.
-        dags: File names and texts.
-        env: Added to its environment: connections, configuration.
-    """
-    airflow = Airflow(home, env)
-    for name, text in dags.items():
-        (home / "dags" / name).write_text(text)
-    try:
-        airflow.start()
-        yield airflow
-    finally:
-        airflow.stop()
 
 
 def connection(**fields: Any) -> dict[str, str]:

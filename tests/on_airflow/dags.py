@@ -18,6 +18,12 @@ from airflow_provider_batchrouter.operators import (
 from airflow_provider_batchrouter.sensors import BatchrouterBatchSensor
 from airflow_provider_batchrouter.triggers import BatchrouterEventTrigger
 
+
+def note_pid(context):
+    Path(os.environ["TEST_TASK_PID"]).write_text(str(os.getpid()))
+
+
+KILLABLE = {"retries": 2, "retry_delay": 1, "on_execute_callback": note_pid}
 JOBS = json.loads(Path(os.environ["TEST_JOBS"]).read_text())
 
 with DAG("whole", schedule=None, catchup=False):
@@ -30,14 +36,16 @@ with DAG("whole", schedule=None, catchup=False):
     )
 
 with DAG("long", schedule=None, catchup=False):
-    BatchrouterRunJobOperator(
-        task_id="label", job=JOBS["long"], deferrable=True, retries=1, retry_delay=1
-    )
+    BatchrouterRunJobOperator(task_id="label", job=JOBS["long"], deferrable=True, **KILLABLE)
 
 with DAG("blocking", schedule=None, catchup=False):
-    BatchrouterRunJobOperator(
-        task_id="label", job=JOBS["long"], deferrable=False, retries=1, retry_delay=1
-    )
+    BatchrouterRunJobOperator(task_id="label", job=JOBS["long"], deferrable=False, **KILLABLE)
+
+with DAG("endless", schedule=None, catchup=False):
+    BatchrouterRunJobOperator(task_id="label", job=JOBS["endless"], deferrable=True)
+
+with DAG("endless_blocking", schedule=None, catchup=False):
+    BatchrouterRunJobOperator(task_id="label", job=JOBS["endless"], deferrable=False)
 
 with DAG("pushed", schedule=None, catchup=False):
     BatchrouterRunJobOperator(task_id="label", job=JOBS["quick"], deferrable=True, wait="webhook")
@@ -60,7 +68,7 @@ with DAG("decorated", schedule=None, catchup=False):
     @task.batchrouter(job=JOBS["in_memory"], deferrable=True)
     def label(first: int, ds: str | None = None) -> pa.Table:
         with Path(os.environ["TEST_CALLS"]).open("a") as calls:
-            calls.write("called\\\\n")
+            calls.write("called\\n")
         ids = list(range(first, first + 5))
         return pa.table({"id": ids, "text": [f"row {number}" for number in ids]})
 

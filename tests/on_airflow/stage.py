@@ -17,7 +17,8 @@ from on_airflow.airflow_processes import Airflow, connection
 from on_airflow.dags import DAGS
 from on_airflow.lanes import lane
 
-LONG_S = 12.0
+LONG_S = 15.0
+ENDLESS_S = 600.0
 ROWS = 20
 WEBHOOKS = "/batchrouter/webhooks/batchrouter_default"
 
@@ -31,6 +32,7 @@ class Stage:
         self.proxy = proxy
         self.runs = root / "runs"
         self.calls = root / "calls"
+        self.task_pid = root / "task.pid"
         self.webhook_secret = mint_secret()
         self.jobs = _jobs(root)
         self.airflow = Airflow(root / "home", {})
@@ -41,6 +43,7 @@ class Stage:
         return {
             "TEST_JOBS": str(self.root / "jobs.json"),
             "TEST_CALLS": str(self.calls),
+            "TEST_TASK_PID": str(self.task_pid),
             **connection(
                 host=self.proxy.base_url,
                 password=self.router.api_key,
@@ -96,7 +99,7 @@ def running_stage(root: Path) -> Iterator[Stage]:
     """Start a router, a proxy in front of it and an Airflow; end them all."""
     config = {
         "credits": {"initial_usd": "100000"},
-        "lanes": [lane("quick", 1.0), lane("long", LONG_S)],
+        "lanes": [lane("quick", 1.0), lane("long", LONG_S), lane("endless", ENDLESS_S)],
     }
     with ExitStack() as stack:
         proxy = stack.enter_context(FaultProxy())
@@ -128,11 +131,11 @@ def _jobs(root: Path) -> dict[str, dict[str, Any]]:
                 "user": "{text}",
                 "parameters": {"max_output_tokens": 8},
             },
-            "route": {"models": ["long" if name == "long" else "quick"]},
+            "route": {"models": [name if name in {"long", "endless"} else "quick"]},
             "budget": "5.00",
             "sink": str(root / f"labelled_{name}"),
         }
-        for name in ("quick", "long", "steps", "in_memory")
+        for name in ("quick", "long", "endless", "steps", "in_memory")
     }
     del jobs["in_memory"]["source"]
     return jobs

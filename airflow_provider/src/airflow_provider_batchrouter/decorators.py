@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import TaskDecorator
 
 
-class _BatchrouterDecoratedOperator(DecoratedOperator, BatchrouterRunJobOperator):
+class BatchrouterDecoratedOperator(DecoratedOperator, BatchrouterRunJobOperator):
     """Calls the function when the run is built, and not again."""
 
     template_fields: Sequence[str] = (  # type: ignore[override]  # its two bases differ
@@ -26,6 +26,7 @@ class _BatchrouterDecoratedOperator(DecoratedOperator, BatchrouterRunJobOperator
     custom_operator_name = "@task.batchrouter"
 
     def execute(self, context: Any) -> Any:
+        """See `BatchrouterRunJobOperator.execute`; the function is called by the build."""
         return BatchrouterRunJobOperator.execute(self, context)
 
     def given_job(self, context: Mapping[str, Any]) -> Any:
@@ -109,6 +110,6 @@ def batchrouter_task(
     return task_decorator_factory(
         python_callable=python_callable,
         multiple_outputs=False,
-        decorated_operator_class=_BatchrouterDecoratedOperator,
+        decorated_operator_class=BatchrouterDecoratedOperator,
         **kwargs,
     )

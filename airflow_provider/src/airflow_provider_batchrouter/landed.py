@@ -1,10 +1,13 @@
 """What a landed table tells Airflow: asset events with its counts and cost, and a verdict."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchrouter import Receipt
+
+_FORMAT = re.compile(r"[a-z]{2,}:(?!//)")
 
 _TOLD = (
     "job",
@@ -33,7 +36,9 @@ def tell_assets(operator: Any, context: Mapping[str, Any], receipt: Mapping[str,
     extra = {name: receipt[name] for name in _TOLD}
     for outlet in operator.outlets or ():
         if isinstance(outlet, AssetAlias):
-            events[outlet].add(Asset(uri=asset_uri(receipt["location"])), extra=extra)
+            events[outlet].add(
+                Asset(uri=asset_uri(operator.table_location or receipt["location"])), extra=extra
+            )
         elif isinstance(outlet, Asset):
             events[outlet].extra.update(extra)
 
@@ -47,6 +52,8 @@ def asset_uri(location: str) -> str:
     """
     if "://" in location:
         return location
+    if scheme := _FORMAT.match(location):  # delta:lake/labelled
+        location = location[scheme.end() :]
     from pathlib import Path  # noqa: PLC0415 - rarely needed
 
     return Path(location).expanduser().resolve().as_uri()

@@ -59,6 +59,7 @@ class JobTask(BaseOperator):
         self._names: dict[str, str] | None = None
         self._attempt: str | None = None
         self.source_location: str | None = None
+        self.table_location: str | None = None
 
     def run_key_in(self, context: Mapping[str, Any]) -> str:
         """The run key: the one that was given, or what Airflow calls this execution."""
@@ -74,6 +75,7 @@ class JobTask(BaseOperator):
         )
         source = job.resolved_source
         self.source_location = source if isinstance(source, str) else None
+        self.table_location = str(job.resolved_sink).removeprefix("parquet:")
         return job
 
     def given_job(self, context: Mapping[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from airflow_provider_batchrouter.accounts import DEFAULT_CONNECTION
 
 if TYPE_CHECKING:
+    from batchrouter import Client
     from batchrouter.run import EndedBatch, Tidings
 
 _log = logging.getLogger(__name__)
@@ -68,14 +69,23 @@ class BatchrouterEventTrigger(BaseEventTrigger):
         from airflow_provider_batchrouter.hooks import (  # noqa: PLC0415 - likewise
             BatchrouterHook,
         )
-        from batchrouter.errors import BatchrouterError  # noqa: PLC0415 - the triggerer's process
 
         settings = await BatchrouterHook(self.batchrouter_conn_id).aget_settings()
         pause_s = _WITH_INBOX_S if settings.inbox_url else settings.poll_interval_s
+        client = await asyncio.to_thread(self._open_client, settings)
+        try:
+            async for batch in self._ended(client, pause_s):
+                yield TriggerEvent(asdict(batch))
+        finally:
+            client.close()
+
+    async def _ended(self, client: "Client", pause_s: float) -> "AsyncIterator[EndedBatch]":
+        from batchrouter.errors import BatchrouterError  # noqa: PLC0415 - the triggerer's process
+
         tidings: Tidings | None = None
         while True:
             try:
-                tidings = tidings or await asyncio.to_thread(self._open, settings)
+                tidings = tidings or await asyncio.to_thread(self._open, client)
                 ended = await asyncio.to_thread(tidings.look)
             except BatchrouterError as error:
                 if not error.retryable:
@@ -85,20 +95,24 @@ class BatchrouterEventTrigger(BaseEventTrigger):
                 continue
             for batch in ended:
                 if self._is_wanted(batch):
-                    yield TriggerEvent(asdict(batch))
+                    yield batch
                 await asyncio.to_thread(tidings.told, batch)
             await asyncio.sleep(pause_s)
 
     def _is_wanted(self, batch: "EndedBatch") -> bool:
         return batch.state in self.states and self.job in {None, batch.job}
 
-    def _open(self, settings: Any) -> "Tidings":
+    def _open_client(self, settings: Any) -> "Client":
         from batchrouter import Client  # noqa: PLC0415 - loads httpx
-        from batchrouter.run import Tidings  # noqa: PLC0415 - likewise
+
+        return Client(settings)
+
+    def _open(self, client: "Client") -> "Tidings":
+        from batchrouter.run import Tidings  # noqa: PLC0415 - the triggerer's process
         from batchrouter.webhooks.inbox import open_inbox  # noqa: PLC0415 - loads SQLAlchemy
 
-        inbox = None
+        inbox, settings = None, client.settings
         if settings.inbox_url:
             inbox = open_inbox(settings.inbox_url, **settings.storage_options)
         name = f"airflow\0{self.job or ''}\0{','.join(self.states)}"
-        return Tidings(Client(settings), name, inbox=inbox)
+        return Tidings(client, name, inbox=inbox)
