@@ -389,3 +389,13 @@ def test_a_rebuy_of_what_was_never_bought_counts_as_granted(
     open_run(job=job, on_rerun="rebuy", attempt="launch-1").advance()
 
     assert open_run(job=job, on_rerun="rebuy", attempt="launch-1").status().generation == 0
+
+
+def test_a_run_tells_the_columns_of_its_table_before_it_buys(
+    open_run: OpenRun, tmp_path: Path
+) -> None:
+    columns = open_run().columns()
+
+    assert columns.names[:3] == ["id", "output", "_status"]
+    assert columns.field("id").type == pa.int64()
+    assert not (tmp_path / "labelled").exists()

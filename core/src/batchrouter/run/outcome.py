@@ -28,6 +28,8 @@ from batchrouter.run.progress import Progress
 from batchrouter.run.state import Purchase
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from batchrouter.api.models import Batch
     from batchrouter.landing.land import LandingIdentity, PartToLand
     from batchrouter.landing.sinks import Sink
@@ -232,8 +234,11 @@ def _retain(context: RunContext) -> dict[str, str] | None:
     return None if retain is None else retain.model_dump(exclude_none=True)
 
 
-def check_table(context: RunContext) -> None:
+def check_table(context: RunContext) -> "pa.Schema":
     """Find out before anything is bought whether the table will take the rows.
+
+    Returns:
+        The table's columns.
 
     Raises:
         SinkError: The table has other columns, or cannot be written.
@@ -241,7 +246,7 @@ def check_table(context: RunContext) -> None:
     """
     from batchrouter.landing.land import check_landing  # noqa: PLC0415 - loads pyarrow
 
-    check_landing(
+    return check_landing(
         context.job,
         fs=context.folder.fs,
         parts=parts_of_round(context, 0),

@@ -41,6 +41,8 @@ from batchrouter.run.watch import Listener
 from batchrouter.run.watch_book import WaitMode
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from batchrouter.api.client import Client
     from batchrouter.job import Job
 
@@ -157,6 +159,19 @@ class Run:
         """
         if self._context.journal.load().manifest is None:
             until_settled(self._context, lambda: build(self._context))
+
+    def columns(self) -> "pa.Schema":
+        """Give the columns that the table has, or will have, and see that it takes them.
+
+        Builds the run if it is not built; nothing is sent.
+
+        Raises:
+            SinkError: The table has other columns, or cannot be written.
+            LandingError: The row snapshot was removed by retention.
+            JobError: The output schema gives no columns.
+        """
+        self.build()
+        return outcome.check_table(self._context)
 
     def quote(self) -> QuoteSummary:
         """Lock a price for what is still to buy; nothing is sent, and nothing is bought.
