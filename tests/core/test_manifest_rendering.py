@@ -82,6 +82,56 @@ def test_the_table_holds(value: Any, kind: pa.DataType, text: str) -> None:
     assert rendering_problem(kind) is None
 
 
+ZONES = (None, "UTC", "+05:30", "Europe/Paris", "America/St_Johns", "Asia/Kolkata")
+TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("unit", TICKS)
+@pytest.mark.parametrize("second", [0, -1, 1_711_846_799, 951_782_399, -9_000_000_000])
+def test_a_timestamp_of_any_unit_and_zone_is_its_utc_time(
+    unit: str, zone: str | None, second: int
+) -> None:
+    array = pa.array([second * TICKS[unit], None], pa.int64()).cast(pa.timestamp(unit, zone))
+    epoch = dt.datetime(1970, 1, 1, tzinfo=_UTC)
+    plain = (epoch + dt.timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
+
+    assert rendered(array).to_pylist() == [plain + ("Z" if zone else ""), None]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_a_fraction_has_as_many_digits_as_it_needs(unit: str) -> None:
+    ticks = TICKS[unit]
+    values = pa.array([ticks // 10, -ticks // 10, 1], pa.int64()).cast(pa.timestamp(unit, "UTC"))
+
+    smallest = f"{1 / ticks:.9f}"[1:].rstrip("0")
+    assert rendered(values).to_pylist() == [
+        "1970-01-01T00:00:00.1Z",
+        "1969-12-31T23:59:59.9Z",
+        f"1970-01-01T00:00:00{smallest}Z",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (2**62, pa.timestamp("s")),
+        (-(2**62), pa.timestamp("ms", "UTC")),
+        (2**31 - 1, pa.date32()),
+        (2**31 - 1, pa.time32("s")),
+    ],
+    ids=str,
+)
+def test_a_time_that_no_calendar_has_is_refused(value: int, kind: pa.DataType) -> None:
+    number = pa.array([0, value], pa.int64() if kind.bit_width == 64 else pa.int32())
+    array = pa.Array.from_buffers(kind, 2, number.buffers())
+
+    with pytest.raises(UnrenderableError, match=f"{value} is no time of the calendar"):
+        rendered(array)
+    with pytest.raises(UnrenderableError, match="calendar"):
+        rendered(pa.StructArray.from_arrays([array], ["a"]))
+
+
 def test_uuids_and_json_extensions_are_rendered() -> None:
     one = uuid.UUID("12345678-1234-5678-1234-567812345678")
 

@@ -9,10 +9,11 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
+from batchrouter.job.keywords import beyond_64_bits, value_problems
 from batchrouter.job.problems import did_you_mean, name_of_type, path_text
 
 TYPES = ("string", "number", "integer", "boolean", "null", "object", "array")
@@ -152,23 +153,33 @@ def _problems(
     if not isinstance(schema, Mapping):
         yield f"{at}must be a schema such as {{type: string}}, not {name_of_type(schema)}"
         return
-    for keyword in schema:
+    given = cast("Mapping[str, Any]", schema)
+    for keyword in given:
         if keyword not in _KEYWORDS and not str(keyword).startswith("x-"):
             yield f"{at}JSON Schema has no {keyword!r}; {_near_keyword(str(keyword))}"
-    yield from (f"{at}{told}" for told in _own_problems(schema, root))
-    properties = schema.get("properties")
-    if isinstance(properties, Mapping):
-        prefix = () if path is None else (*here, "properties")
-        for name, child in properties.items():
-            yield from _problems(child, (*prefix, str(name)), root)
-    for keyword in ("$defs", "definitions"):
-        for name, child in (schema.get(keyword) or {}).items():
-            yield from _problems(child, (*here, keyword, str(name)), root)
+    told = list(value_problems(given))
+    yield from (f"{at}{each}" for each in told)
+    if told:
+        return  # what is no schema has no schemas in it
+    yield from (f"{at}{each}" for each in _own_problems(given, root))
+    for keyword, child in _children(given):
+        begin = () if path is None and keyword[0] == "properties" else (*here, keyword[0])
+        yield from _problems(child, (*begin, *keyword[1:]), root)
+
+
+def _children(
+    schema: Mapping[str, Any],
+) -> Iterator[tuple[tuple[str, *tuple[str | int, ...]], Any]]:
+    """Yield the schemas right inside a schema, each with its path."""
+    for keyword in ("properties", "$defs", "definitions"):
+        for name, child in schema.get(keyword, {}).items():
+            yield (keyword, str(name)), child
     for keyword in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        for index, child in enumerate(schema.get(keyword) or ()):
-            yield from _problems(child, (*here, keyword, index), root)
-    if "items" in schema and not isinstance(schema["items"], bool):
-        yield from _problems(schema["items"], (*here, "items"), root)
+        for index, child in enumerate(schema.get(keyword, ())):
+            yield (keyword, index), child
+    for keyword in ("items", "additionalProperties"):
+        if not isinstance(schema.get(keyword, True), bool):
+            yield (keyword,), schema[keyword]
 
 
 def _near_keyword(keyword: str) -> str:
@@ -178,23 +189,21 @@ def _near_keyword(keyword: str) -> str:
 
 def _own_problems(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[str]:
     types = schema.get("type", [])
-    for each in types if isinstance(types, list | tuple) else [types]:
+    types = types if isinstance(types, list | tuple) else [types]
+    for each in types:
         if each not in TYPES:
             yield f"there is no type {each!r}; {did_you_mean(each, TYPES)}"
-    for keyword in ("enum", "required", "anyOf", "oneOf", "allOf", "prefixItems"):
-        if keyword in schema and not isinstance(schema[keyword], list | tuple):
-            yield f"{keyword} must be a list, not {name_of_type(schema[keyword])}"
-    if "enum" in schema and not schema["enum"]:
-        yield "enum is empty; list the values that are allowed"
-    if "properties" in schema and not isinstance(schema["properties"], Mapping):
-        yield "properties must be a mapping"
     properties = schema.get("properties") or {}
     for name in schema.get("required") or ():
         if name not in properties:
             yield f"required names {name!r}, which is no property; {did_you_mean(name, properties)}"
     reference = schema.get("$ref")
-    if isinstance(reference, str) and not _resolves(reference, root):
+    if reference is not None and not _resolves(reference, root):
         yield f"$ref {reference!r} leads nowhere; point it into #/$defs"
+    if len(schema.get("allOf", ())) > 1:
+        yield "allOf of several schemas gives no column a type; merge them into one"
+    if "integer" in types:
+        yield from beyond_64_bits(schema)
 
 
 def _resolves(reference: str, root: Mapping[str, Any]) -> bool:
@@ -202,7 +211,8 @@ def _resolves(reference: str, root: Mapping[str, Any]) -> bool:
         return False
     node: Any = root
     for step in reference.lstrip("#/").split("/") if reference not in {"#", "#/"} else ():
-        if not isinstance(node, Mapping) or step not in node:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if not isinstance(node, Mapping) or name not in node:
             return False
-        node = node[step]
-    return True
+        node = cast("Mapping[str, Any]", node)[name]
+    return isinstance(node, Mapping)

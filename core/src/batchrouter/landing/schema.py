@@ -160,7 +160,9 @@ class _Compiler:
             typed = _json_text(self.typed(each, seen).python for each in alternatives)
         else:
             return Typed(pa.string(), None)
-        return Typed(typed.arrow, typed.python | None, typed.is_nested) if is_nullable else typed
+        if not is_nullable or typed.python is None:
+            return typed
+        return Typed(typed.arrow, typed.python | None, typed.is_nested)
 
     def _single(self, schema: Schema, seen: frozenset[str]) -> Typed:
         kind = schema.get("type") or ("object" if "properties" in schema else None)

@@ -11,6 +11,7 @@
 | date | `2024-01-02` | quoted |
 | time | `03:04:05`, `03:04:05.25` | quoted |
 | timestamp | `2024-01-02T03:04:05.25`; with a zone in UTC: `…05.25Z` | quoted |
+| dates and times that no calendar has | refused | refused |
 | uuid | `8-4-4-4-12` hex | quoted |
 | list, struct, map | compact JSON, as `json.dumps(…, ensure_ascii=False)` | nested |
 | NULL | the job's `on_null` decides | `null` |
@@ -139,7 +140,7 @@ def _decimal_text(array: Array) -> Array:
 
 
 def _date_text(array: Array) -> Array:
-    return array.cast(pa.date32()).cast(pa.string())
+    return _on_calendar(array.cast(pa.date32()).cast(pa.string()))
 
 
 def _uuid_text(array: Array) -> Array:
@@ -148,13 +149,23 @@ def _uuid_text(array: Array) -> Array:
 
 
 def _time_text(array: Array) -> Array:
-    return _without_trailing_zeros(array.cast(pa.string()))
+    return _without_trailing_zeros(_on_calendar(array.cast(pa.string())))
 
 
 def _timestamp_text(array: Array) -> Array:
     naive = array.cast(pa.timestamp(array.type.unit))  # a zoned one becomes its UTC wall time
-    text = _without_trailing_zeros(pc.replace_substring(naive.cast(pa.string()), " ", "T"))
+    text = _on_calendar(naive.cast(pa.string()))
+    text = _without_trailing_zeros(pc.replace_substring(text, " ", "T"))
     return pc.binary_join_element_wise(text, "Z", "") if array.type.tz else text
+
+
+def _on_calendar(text: Array) -> Array:
+    # Arrow writes `<value out of range: …>`, which no prompt should hold.
+    strange = text.filter(pc.starts_with(text, "<"))
+    if len(strange):
+        told = strange[0].as_py().strip("<>").rpartition(" ")[2]
+        raise UnrenderableError(f"{told} is no time of the calendar; make it NULL or text")
+    return text
 
 
 def _without_trailing_zeros(text: Array) -> Array:
