@@ -13,7 +13,7 @@ from batchrouter.run.retention import PrunedRun, prune_runs
 from batchrouter.run.run import Run
 from batchrouter.run.tidings import Tidings
 from batchrouter.run.waiting import async_watcher_for, check_mode, watcher_for
-from batchrouter.run.watch import AsyncWatcher
+from batchrouter.run.watch import AsyncWatcher, Watcher
 from batchrouter.run.watch_book import WaitMode
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Tidings",
     "WaitMode",
     "Waiting",
+    "Watcher",
     "async_watcher_for",
     "cancel_run",
     "check_mode",
