@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -31,6 +32,8 @@ from batchrouter.testing import RunningRouter, running_router
 ROWS = 3
 SETTLE_WITHIN_S = 600.0
 GROWTH = 1.25
+_TRIES = 10
+_BUSY = 503
 # A minute; the sweep comes every ten seconds.
 RETENTION = """
 [retention]
@@ -125,7 +128,7 @@ def judge(readings: list[Reading]) -> int:
 def _buy(client: httpx.Client) -> float:
     """Quote and create one batch; returns the seconds that the create took."""
     question = {"models": ["gpt-4o-mini"], "task": "responses", "estimated_items": ROWS}
-    quote = client.post("/v1/quotes/model", json=question).raise_for_status().json()
+    quote = _post(client, "/v1/quotes/model", question)
     items = [
         {
             "customer_item_id": f"row-{number}",
@@ -140,8 +143,20 @@ def _buy(client: httpx.Client) -> float:
     body = {"quote_id": quote["quote_id"], "items": items}
     started_s = time.perf_counter()
     headers = {"Idempotency-Key": quote["quote_id"]}
-    client.post("/v1/batches", json=body, headers=headers).raise_for_status()
+    _post(client, "/v1/batches", body, headers)
     return time.perf_counter() - started_s
+
+
+def _post(
+    client: httpx.Client, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Post, and again while the router says that it is busy."""
+    for _ in range(_TRIES):
+        reply = client.post(path, json=body, headers=headers)
+        if reply.status_code != _BUSY:
+            break
+        time.sleep(float(reply.headers["Retry-After"]))
+    return reply.raise_for_status().json()
 
 
 def _wait_until_done(client: httpx.Client) -> None:

@@ -39,6 +39,7 @@ STATUS = {
     "rate_limited": 429,
     "internal_error": 500,
     "provider_capacity_unavailable": 503,
+    "router_busy": 503,
     "storage_full": 507,
 }
 

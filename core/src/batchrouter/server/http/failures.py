@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
@@ -17,6 +18,7 @@ from batchrouter.server.refusals import refusal
 __all__ = ["add_error_handlers", "answer_for", "foreseen"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_BUSY_S = 2
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -40,13 +42,20 @@ def answer_for(error: APIError) -> JSONResponse:
 
 
 def foreseen(error: Exception) -> APIError | None:
-    """Recognise a full disk, wherever it was met; None for anything else."""
+    """Recognise a full disk and a database that others hold, wherever met; None for all else."""
     is_full = (isinstance(error, OSError) and error.errno in _FULL) or (
         isinstance(error, OperationalError) and "disk is full" in str(error.orig)
     )
-    if not is_full:
-        return None
-    return refusal("storage_full", "the router's disk is full; nothing was kept: try again later")
+    if is_full:
+        return refusal(
+            "storage_full", "the router's disk is full; nothing was kept: try again later"
+        )
+    if isinstance(error, PoolTimeoutError) or (
+        isinstance(error, OperationalError) and "database is locked" in str(error.orig)
+    ):
+        told = "the router's database was held by others for too long; nothing was kept: try again"
+        return refusal("router_busy", told, retry_after_s=_BUSY_S)
+    return None
 
 
 async def _answer_refusal(_request: Request, error: Exception) -> JSONResponse:
