@@ -4,8 +4,9 @@ Jobs of random sizes, prices and failing lanes are carried on step by step in pr
 at kill points; replies are lost, cut and refused; runs are cancelled, bought anew, landed again,
 driven by two processes at once; the router dies and comes back. After every step, from the
 router's own books: no part of a generation was bought twice, no generation that nobody asked
-for, nothing above its quote, no run above its budget, and all credits add up to the micro-dollar.
-In the end every run is carried home, and its table has each row of its source once.
+for, no round beyond those of the job, nothing above its quote, no run above its budget, and all
+credits add up to the micro-dollar. In the end every run is carried home, and its table has each
+row of its source once.
 """
 
 import json
@@ -152,8 +153,9 @@ class Lives(RuleBasedStateMachine):
         model=st.sampled_from(MODELS),
         budget=st.sampled_from(["ample", "ample", "none to speak of"]),
         per_part=st.sampled_from([None, None, 2, 4]),
+        rounds=st.sampled_from([0, 0, 1, 2]),
     )
-    def begin(self, rows: int, model: str, budget: str, per_part: int | None) -> None:
+    def begin(self, rows: int, model: str, budget: str, per_part: int | None, rounds: int) -> None:
         run_key = f"run-{len(self.lives)}"
         source = self.root / f"{run_key}.parquet"
         columns = {"id": list(range(rows)), "text": [f"card number {row}" for row in range(rows)]}
@@ -166,6 +168,7 @@ class Lives(RuleBasedStateMachine):
             "route": {"models": [model]},
             "budget": BUDGETS[budget],
             "sink": str(self.root / f"{run_key}-table"),
+            "retry_failed": rounds,
         }
         if per_part:
             job["parts"] = {"max_items": per_part}
@@ -259,14 +262,19 @@ class Lives(RuleBasedStateMachine):
             (
                 named["batchrouter_run_key"],
                 named["batchrouter_generation"],
+                named.get("batchrouter_round", "0"),
                 named["batchrouter_part"],
             )
             for named in (json.loads(batch["metadata"]) for batch in self._batches())
         )
         assert all(count == 1 for count in bought.values()), self._told(bought)
         for life in self.lives:
-            newest = max((int(gen) for key, gen, _ in bought if key == life.run_key), default=0)
-            assert newest <= life.rebuys, self._told(bought)
+            mine = [each for each in bought if each[0] == life.run_key]
+            assert max((int(gen) for _, gen, _, _ in mine), default=0) <= life.rebuys, self._told(
+                bought
+            )
+            rounds = max((int(nth) for _, _, nth, _ in mine), default=0)
+            assert rounds <= life.job["retry_failed"], self._told(bought)
 
     @invariant()
     def the_books_add_up(self) -> None:
