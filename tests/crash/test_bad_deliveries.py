@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from batchrouter.testing import FaultProxy, RunningRouter, running_router
+from batchrouter import Client
+from batchrouter.testing import RECEIVER_KILL_POINTS, FaultProxy, RunningRouter, running_router
 from batchrouter.webhooks.inbox import open_inbox
 from batchrouter.webhooks.signing import mint_secret, sign
+from crash.desk import wait_until
 from crash.mistake import NO_ANSWER, NO_TABLE, ROWS, Mistake, mistake
 from crash.scenario import BATCHROUTER, SIGKILLED
 
@@ -110,8 +112,10 @@ def test_a_damaged_copy_whose_artifact_has_expired(bad: Mistake, proxy: FaultPro
 class Receiver:
     """`batchrouter webhooks serve` in a process of its own, and its inbox."""
 
-    def __init__(self, root: Path, env: Mapping[str, str] | None = None) -> None:
-        self.secret = mint_secret()
+    def __init__(
+        self, root: Path, env: Mapping[str, str] | None = None, secret: str | None = None
+    ) -> None:
+        self.secret = secret or mint_secret()
         self.inbox_url = f"sqlite:///{root / 'inbox.db'}"
         command = [*BATCHROUTER, "webhooks", "serve", "--inbox", self.inbox_url, "--port", "0"]
         self._process = subprocess.Popen(
@@ -124,6 +128,16 @@ class Receiver:
         assert self._process.stderr is not None
         first = self._process.stderr.readline()
         self.url = "http://" + first.split("http://")[1].split()[0] + "/"
+
+    def wait_for_death(self) -> int:
+        """Wait until it has died by itself; gives its exit status."""
+        self._process.communicate(timeout=60)
+        return self._process.returncode
+
+    def types_of(self, batch_id: str) -> list[str]:
+        """The types of a batch's events in the inbox."""
+        events, _ = open_inbox(self.inbox_url).events_since(None)
+        return [event.type for event in events if event.batch_id == batch_id]
 
     def stop(self) -> str:
         """Stop it; gives what it said."""
@@ -152,6 +166,29 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.mark.parametrize("point", RECEIVER_KILL_POINTS)
+def test_a_receiver_that_dies_loses_no_event(
+    router: RunningRouter, tmp_path: Path, point: str
+) -> None:
+    """Its successor gets the delivery again, and knows whether it was kept."""
+    dies = Receiver(tmp_path, env={"BATCHROUTER_KILL_AT": point})
+    with FaultProxy(dies.url.rstrip("/")) as between, Client(router.settings()) as client:
+        quote = client.quote_model("gpt-4o-mini", estimated_items=1)
+        item = {"customer_item_id": "a", "operation": "responses", "input": {"input": "Say hello"}}
+        hook = {"url": between.base_url, "secret": dies.secret}
+        order = {"quote_id": quote.quote_id, "items": [item]}
+        batch_id = client.submit_batch(order, webhook=hook).id
+        assert dies.wait_for_death() == SIGKILLED
+        successor = Receiver(tmp_path, secret=dies.secret)
+        try:
+            between.upstream = successor.url.rstrip("/")
+            wait_until(lambda: len(successor.types_of(batch_id)) == 2, within_s=90)
+        finally:
+            successor.stop()
+
+    assert sorted(successor.types_of(batch_id)) == ["batch.completed", "batch.submitted"]
 
 
 def event(event_id: str, created_at_s: float) -> bytes:

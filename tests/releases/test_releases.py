@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
+from batchrouter.errors import TransportError
 from batchrouter.testing import RunningRouter, running_router
 from batchrouter.webhooks.inbox import open_inbox
 from crash.clocks import shifted
@@ -91,6 +92,17 @@ def check_books(world: World) -> None:
     assert reserved == 0
     assert spent == charged <= most
     assert balance + spent == 1000 * 10**6
+
+
+def test_a_router_of_a_later_version_is_not_opened(tmp_path: Path) -> None:
+    with running_router(tmp_path) as router:
+        database = router.data_dir / "router.db"
+    with sqlite3.connect(database) as conn:
+        conn.execute("update schema_version set version = 99")
+    conn.close()
+
+    with pytest.raises(TransportError, match="install the router that wrote it"):
+        RunningRouter(tmp_path, options=(), log_path=tmp_path / "router.log").start()
 
 
 def test_what_was_landed_is_landed_again_without_its_router(world: World) -> None:
