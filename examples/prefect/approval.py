@@ -13,7 +13,6 @@ from typing import Any
 from prefect import flow, suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
-
 from prefect_batchrouter import cancel_on_cancellation, finish_run, quote_job
 
 JOB = str(Path(__file__).with_name("job.yaml"))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, unmapped
-
 from prefect_batchrouter import cancel_on_cancellation, land_run, submit_job, wait_for_run
 
 JOB = str(Path(__file__).with_name("job.yaml"))

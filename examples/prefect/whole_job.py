@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-
 from prefect_batchrouter import cancel_on_cancellation, finish_run
 
 JOB = str(Path(__file__).with_name("job.yaml"))

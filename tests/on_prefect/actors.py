@@ -3,11 +3,11 @@
 from typing import Any
 
 from prefect.types.entrypoint import EntrypointType
+from prefect_batchrouter import BatchrouterCredentials, run_batch_job
+from prefect_batchrouter.blocking import blocking
 
 from batchrouter.webhooks.signing import mint_secret
 from on_prefect.stage import POOL, Actor, Stage, until
-from prefect_batchrouter import BatchrouterCredentials, run_batch_job
-from prefect_batchrouter.blocking import blocking
 
 SECRET = mint_secret()
 DEPLOYMENT = "run-batch-job/tests"

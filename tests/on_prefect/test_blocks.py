@@ -4,15 +4,15 @@ import io
 from pathlib import Path
 from typing import Any
 
+import prefect_batchrouter
 import pytest
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from prefect_batchrouter import BatchrouterCredentials, BatchrouterJob
 
-import prefect_batchrouter
 from batchrouter.errors import ConfigError, WaitTimeoutError
 from batchrouter.testing import RunningRouter
 from on_prefect.scene import check_landed
-from prefect_batchrouter import BatchrouterCredentials, BatchrouterJob
 
 
 @pytest.mark.parametrize("block", [BatchrouterCredentials, BatchrouterJob])

@@ -8,11 +8,6 @@ import pytest
 from prefect import flow, get_client, unmapped
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.context import FlowRunContext
-
-from batchrouter import Job
-from batchrouter.errors import BudgetExceededError, ConfigError, SourceError
-from batchrouter.testing import RunningRouter
-from on_prefect.scene import LABELS, batches_of, check_landed, job_of, landed, make_table
 from prefect_batchrouter import (
     BatchrouterCredentials,
     aland_run,
@@ -27,6 +22,11 @@ from prefect_batchrouter import (
     submit_job,
     wait_for_run,
 )
+
+from batchrouter import Job
+from batchrouter.errors import BudgetExceededError, ConfigError, SourceError
+from batchrouter.testing import RunningRouter
+from on_prefect.scene import LABELS, batches_of, check_landed, job_of, landed, make_table
 
 pytestmark = pytest.mark.usefixtures("harness")
 

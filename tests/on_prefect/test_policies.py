@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from prefect.states import Failed
+from prefect_batchrouter import BatchrouterCredentials, quote_job, submit_job
+from prefect_batchrouter.policies import is_retryable, run_cache_key
 
 from batchrouter.errors import BudgetExceededError, ServerError, TransportError
 from on_prefect.scene import job_of
-from prefect_batchrouter import BatchrouterCredentials, quote_job, submit_job
-from prefect_batchrouter.policies import is_retryable, run_cache_key
 
 
 def key_of(task: Any = submit_job, **changes: Any) -> str | None:

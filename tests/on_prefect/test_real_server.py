@@ -7,12 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prefect_batchrouter import set_up_caretakers
 
 from batchrouter.testing import RunningRouter
 from on_prefect.actors import DEPLOYMENT
 from on_prefect.scene import batches_of_run, check_landed, slow_job
 from on_prefect.stage import POOL, Stage, until
-from prefect_batchrouter import set_up_caretakers
 
 pytestmark = pytest.mark.xdist_group("stage")
 

@@ -10,7 +10,6 @@ from prefect import flow, get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, StateDetails, StateType
 from prefect.states import Completed, Running, Suspended
-
 from prefect_batchrouter.blocking import blocking
 from prefect_batchrouter.suspending import WAITING_TAG, batch_tag, new_pause_key
 from prefect_batchrouter.waking import Woken, sleepers, wake_all
