@@ -134,3 +134,22 @@ def test_a_state_is_a_decision_or_none(states: dict[str, Any], *, decided: bool 
     assert fate._decided({f"{name}_3": state for name, state in states.items()}, "label", 3) is (
         decided
     )
+
+
+def test_a_cancel_goes_on_though_the_triggerer_cancels_it(
+    operator: BatchrouterRunJobOperator, task: Task, router: RunningRouter, says: Any
+) -> None:
+    says(decided=True)
+    trigger = deferral(operator.execute, task.context).trigger
+
+    async def kill_twice() -> None:
+        killing = asyncio.ensure_future(trigger.on_kill())
+        await asyncio.sleep(0.01)
+        killing.cancel()
+        await asyncio.gather(killing, return_exceptions=True)
+        assert killing.cancelled()
+        await asyncio.gather(*batch._ending)
+
+    asyncio.run(kill_twice())
+
+    assert state_of(router, trigger.batch_ids[0]) in {"cancelling", "cancelled"}

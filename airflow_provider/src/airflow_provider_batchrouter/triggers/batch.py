@@ -15,6 +15,9 @@ _log = logging.getLogger(__name__)
 _GRACE_S = 5.0
 _SHOWN = 8
 
+_ending: set[asyncio.Future[None]] = set()
+"""Cancels under way: the loop itself keeps no hold on them."""
+
 ENDED, DEADLINE, ERROR = "ended", "deadline", "error"
 
 
@@ -113,6 +116,13 @@ class BatchrouterBatchTrigger(BaseTrigger):
         """
         if self.run_names is None:
             return
+        # The triggerer cancels a trigger that is still there anew every second, `on_kill` with it.
+        ending = asyncio.ensure_future(self._end())
+        _ending.add(ending)
+        ending.add_done_callback(_ending.discard)
+        await asyncio.shield(ending)
+
+    async def _end(self) -> None:
         await asyncio.sleep(_GRACE_S)
         if not await self._is_decided():
             _log.info("the task will be tried again: its batches go on")
@@ -121,16 +131,24 @@ class BatchrouterBatchTrigger(BaseTrigger):
             BatchrouterHook,
         )
 
-        settings = await BatchrouterHook(self.batchrouter_conn_id).aget_settings()
-        cancelled = await asyncio.to_thread(self._cancel, settings)
+        try:
+            settings = await BatchrouterHook(self.batchrouter_conn_id).aget_settings()
+            cancelled = await asyncio.to_thread(self._cancel, settings)
+        except Exception:
+            # Nobody may await it any more, so it is told here.
+            _log.exception("run %s was not cancelled", self.run_names)
+            raise
         _log.info("cancelled the run" if cancelled else "there was nothing to cancel")
 
     async def _is_decided(self) -> bool:
         if self.of_task is None:
             return True
+        from asgiref.sync import sync_to_async  # noqa: PLC0415 - rarely needed
+
         from airflow_provider_batchrouter.fate import is_decided  # noqa: PLC0415 - rarely needed
 
-        decided = await asyncio.to_thread(is_decided, **self.of_task)
+        # Through asgiref, by which the triggerer's socket finds its own event loop again.
+        decided = await sync_to_async(is_decided)(**self.of_task)
         # Not told: the claim alone decides, and the grace is over.
         return decided is not False
 
