@@ -24,6 +24,7 @@ from batchrouter.job import Chat, Embedding, Job, Raw, Route
 from batchrouter.manifest.build import build_manifest, snapshot_schema
 from batchrouter.manifest.built import BuiltManifest
 from batchrouter.manifest.check import check_job, preview
+from batchrouter.manifest.packing import open_manifest
 
 TABLE = pa.table({
     "id": [f"T-{n}" for n in range(10)],
@@ -104,6 +105,39 @@ def test_parts_are_cut_exactly_by_bytes(tmp_path: Path) -> None:
     whole = (tmp_path / "whole/manifest/t-part-00000.jsonl").read_bytes()
     cut = b"".join(path.read_bytes() for path in sorted((tmp_path / "a/manifest").iterdir()))
     assert cut == whole
+
+
+def test_packed_parts_hold_the_same_lines(tmp_path: Path) -> None:
+    plain = Built(tmp_path / "plain", _job(parts={"max_items": 4})).manifest
+    packed = Built(tmp_path / "packed", _job(parts={"max_items": 4, "compression": "zstd"}))
+
+    for one, other in zip(plain.parts, packed.manifest.parts, strict=True):
+        assert (one.sha256, one.bytes) == (other.sha256, other.bytes)
+        assert other.manifest_path.endswith(".jsonl.zst")
+        path = tmp_path / "packed" / "manifest" / other.manifest_path
+        lines = (tmp_path / "plain" / "manifest" / one.manifest_path).read_bytes()
+        with open_manifest(fsspec.filesystem("file"), str(path)) as file:
+            assert file.read() == lines
+
+
+def test_a_packed_part_of_many_frames_is_small_and_reads_back(tmp_path: Path) -> None:
+    bodies = [f"{n} " + "the same words " * 60 for n in range(6000)]
+    table = pa.table({"id": range(6000), "n": range(6000), "body": bodies})
+    built = Built(tmp_path, _job(table, parts={"compression": "zstd"}))
+    [part] = built.manifest.parts
+    path = tmp_path / "manifest" / part.manifest_path
+
+    with open_manifest(fsspec.filesystem("file"), str(path)) as file:
+        lines = file.read()
+
+    assert hashlib.sha256(lines).hexdigest() == part.sha256
+    assert path.stat().st_size < part.bytes / 5
+    path.write_bytes(path.read_bytes()[:-5])
+    with (
+        open_manifest(fsspec.filesystem("file"), str(path)) as file,
+        pytest.raises(OSError, match="Truncated"),
+    ):
+        file.read()
 
 
 def test_a_line_that_no_part_can_hold_is_named(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from crash.doctoring import Line, doctor_lines, failed, unfitting
 
 Change = Callable[[int, Line], Line | bytes | None]
 INTENT = {"intent": {"type": "string", "enum": ["card", "transfer"]}}
+SLOW = {"models": ["slow"]}
+"""A lane whose batches are open when `advance` looks at them."""
+
 TYPED = {
     "kind": "chat",
     "user": "{text}",
@@ -77,7 +80,7 @@ def statuses(desk: Desk) -> list[str]:
 
 
 def test_failed_and_missing_items_are_sent_again_and_one_table_lands(desk: Desk) -> None:
-    run = bought(desk, some_fail, retry_failed=1)
+    run = bought(desk, some_fail, retry_failed=1, route=SLOW)
     first = desk.batches()[0]
 
     step = run.advance()
@@ -129,7 +132,7 @@ def test_an_answer_that_does_not_fit_is_bought_again_only_on_demand(desk: Desk) 
 
 
 def test_rounds_go_on_until_they_are_used_up(desk: Desk) -> None:
-    run = bought(desk, some_fail, retry_failed=2)
+    run = bought(desk, some_fail, retry_failed=2, route=SLOW)
     assert isinstance(run.advance(), Waiting)
     doctor_last(desk, lambda _, line: failed(line, "provider_timeout"))
     assert isinstance(run.advance(), Waiting)
@@ -225,7 +228,7 @@ def test_a_cancel_between_rounds_lands_what_came(desk: Desk) -> None:
 
 
 def test_a_cancel_in_a_round_keeps_what_was_told_before(desk: Desk) -> None:
-    changes = {"retry_failed": 1, "route": {"models": ["slow"]}}
+    changes = {"retry_failed": 1, "route": SLOW}
     run = bought(desk, some_fail, **changes)
     assert isinstance(run.advance(), Waiting)
     run.cancel()
@@ -260,6 +263,29 @@ def test_parts_and_equal_requests_in_a_round(desk: Desk) -> None:
     assert receipt.rows["succeeded"] == 10
     assert [(each.round, each.items) for each in receipt.rounds] == [(0, 10), (1, 5)]
     assert Counter(each.get("batchrouter_round") for each in sent(desk)) == {None: 3, "1": 2}
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zstd at all"])
+def test_packed_manifests_are_sent_and_resent_as_lines(desk: Desk, damage: bytes) -> None:
+    parts = {"max_items": 6, "compression": "zstd"}
+    changes = {"retry_failed": 2, "route": SLOW, "parts": parts}
+    run = desk.open(changes=changes)
+    run.submit()
+    wait_until(lambda: all(batch.is_terminal for batch in desk.batches()))
+    for batch in desk.batches():
+        doctor_lines(desk.router, batch.id, some_fail)
+    assert isinstance(run.advance(), Waiting)
+    doctor_last(desk, lambda _, line: failed(line))
+    paths = sorted(desk.root.glob("runs/label/*/manifest/*"))
+    assert [path.name[-10:] for path in paths] == [".jsonl.zst"] * 3
+    for path in paths if damage else ():
+        path.write_bytes(damage)
+
+    receipt = run.execute(timeout_s=20)
+
+    assert len(desk.batches()) == (3 if damage else 4)
+    assert receipt.rows["succeeded"] == (7 if damage else 10)
+    assert ("damaged" in receipt.rounds_ended) is bool(damage)
 
 
 def test_a_round_takes_only_what_a_journal_of_its_version_tells(desk: Desk) -> None:

@@ -79,10 +79,13 @@ def _checked_budget(budget: Any) -> Any:
 
 
 class Parts(JobPart):
-    """Where to cut the manifest before the router's own limits do."""
+    """Where to cut the manifest before the router's own limits do, and how to keep it."""
 
     max_items: int | None = Field(default=None, ge=1, le=10_000_000, description="requests a part")
     max_bytes: int | None = Field(default=None, ge=1, le=5 * 2**30, description="bytes a part")
+    compression: Literal["zstd"] | None = Field(
+        default=None, description="how the parts are packed in the run's folder"
+    )
 
 
 class Job(JobPart):
@@ -146,7 +149,7 @@ class Job(JobPart):
             mode: Literal["replace_run"] = ...,
             keep: str | Sequence[str] = ...,
             on_null: Literal["error", "empty", "skip"] = ...,
-            parts: Parts | Mapping[str, int] | None = ...,
+            parts: Parts | Mapping[str, int | str] | None = ...,
             dedupe: bool = ...,
             incremental: bool = ...,
             retry_failed: int = ...,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from typing import IO, cast
+from typing import cast
 
 import fsspec
 import numpy as np
@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 from batchrouter.errors import LandingError, ManifestError, StorageError
 from batchrouter.killpoints import reached
 from batchrouter.landing.judged import JobToLand, JudgedRows
-from batchrouter.landing.lines import CHUNK_BYTES, read_blocks
+from batchrouter.landing.lines import read_blocks
 from batchrouter.landing.rejects import Kind, Rejects
 from batchrouter.landing.report import PartToLand
 from batchrouter.manifest.built import BuiltManifest
+from batchrouter.manifest.packing import open_manifest
 from batchrouter.manifest.parts import PartFiles, PartLimits
 from batchrouter.manifest.process import prepare_process
 
@@ -64,6 +65,7 @@ def build_round(
     folders: tuple[str, str],
     token: str,
     limits: PartLimits,
+    is_packed: bool = False,
     max_output_tokens: int | None,
     on_progress: Callable[[int], None] | None = None,
 ) -> BuiltManifest | None:
@@ -78,6 +80,7 @@ def build_round(
         folders: Existing folders of manifests and of snapshots.
         token: Starts the files' names.
         limits: Of the new parts.
+        is_packed: True packs the new manifests.
         max_output_tokens: The output cap of the items, None without one.
         on_progress: Told the rows done so far.
 
@@ -104,7 +107,7 @@ def build_round(
         reads_output=bool(statuses & INVALID),
     )
     reached("round.before_build")
-    files = PartFiles(fs, folders, token, rows.snapshot_schema, limits)
+    files = PartFiles(fs, folders, token, rows.snapshot_schema, limits, is_packed=is_packed)
     try:
         with _reading():
             _copy_chosen(rows, _Manifests(fs, sent), statuses, files, on_progress)
@@ -238,9 +241,7 @@ class _Manifest:
     def __init__(self, fs: fsspec.AbstractFileSystem, sent: SentPart) -> None:
         self._sent = sent
         try:
-            self._file = cast(
-                "IO[bytes]", fs.open(sent.manifest_path, "rb", block_size=CHUNK_BYTES)
-            )
+            self._file = open_manifest(fs, sent.manifest_path)
         except FileNotFoundError:
             raise self._damaged("is gone") from None
         self._blocks = read_blocks(self._file)
@@ -258,7 +259,12 @@ class _Manifest:
         return self._lines[number - self._first] + b"\n"
 
     def _load(self) -> bool:
-        found = next(self._blocks, None)
+        try:
+            found = next(self._blocks, None)
+        except OSError as error:
+            if error.errno is None:
+                raise self._damaged("is damaged") from error
+            raise
         if found is None:
             return False
         self._block, self._lines = found[1], None

@@ -44,8 +44,9 @@ def build_manifest(
     """Write a job's manifest and its row snapshot, part by part.
 
     Writes `<manifest_dir>/<token>-part-00000.jsonl` and `<rows_dir>/<token>-part-00000.parquet`,
-    and so on; a part ends at the job's `parts` or at the router's limits. A snapshot has a row for
-    each source row, in order: `snapshot_schema` says which columns.
+    and so on (`.jsonl.zst` with `parts.compression`); a part ends at the job's `parts` or at the
+    router's limits. A snapshot has a row for each source row, in order: `snapshot_schema` says
+    which columns.
 
     Args:
         job: What to build; its parameters must have values.
@@ -82,7 +83,14 @@ def build_manifest(
     for folder in (manifest_dir, rows_dir):
         with storing(folder):
             fs.makedirs(folder, exist_ok=True)
-    files = PartFiles(fs, (manifest_dir, rows_dir), token, schema, PartLimits.of(job.parts))
+    files = PartFiles(
+        fs,
+        (manifest_dir, rows_dir),
+        token,
+        schema,
+        PartLimits.of(job.parts),
+        is_packed=job.parts is not None and job.parts.compression is not None,
+    )
     try:
         with UnchangedRows(bought, job.key_columns, schema) as unchanged:
             cap = _Build(job, source, files, schema, unchanged).run(on_progress, limit)

@@ -19,6 +19,7 @@ from batchrouter import killpoints
 from batchrouter.job.job import Parts
 from batchrouter.manifest.arrow import pq
 from batchrouter.manifest.built import BuiltPart, tokens_estimate
+from batchrouter.manifest.packing import SUFFIX, PackedWriter
 from batchrouter.manifest.storing import storing
 
 MAX_ITEMS = 10_000_000
@@ -59,8 +60,11 @@ class PartFiles:
         token: str,
         schema: pa.Schema,
         limits: PartLimits,
+        *,
+        is_packed: bool = False,
     ) -> None:
         self._fs = fs
+        self._suffix = f".jsonl{SUFFIX}" if is_packed else ".jsonl"
         self._folders = folders
         self._token = token
         self._schema = schema
@@ -73,7 +77,7 @@ class PartFiles:
         index = len(self.closed)
         name = f"{self._token}-part-{index:05d}"
         manifest_dir, rows_dir = self._folders
-        paths = (f"{manifest_dir}/{name}.jsonl", f"{rows_dir}/{name}.parquet")
+        paths = (f"{manifest_dir}/{name}{self._suffix}", f"{rows_dir}/{name}.parquet")
         killpoints.reached("manifest.before_part")
         self._written += paths
         part = _OpenPart(self._fs, index, paths, self._schema)
@@ -128,7 +132,8 @@ class _OpenPart:
         self._row_count = 0
         self._skipped_count = 0
         with storing(self._manifest_path):
-            self._manifest: Any = fs.open(self._manifest_path, "wb")
+            file = fs.open(self._manifest_path, "wb")
+        self._manifest: Any = PackedWriter(file) if self._manifest_path.endswith(SUFFIX) else file
         try:
             self._rows = _SnapshotFile(fs, self._rows_path, schema)
         except BaseException:

@@ -136,10 +136,11 @@ def _upload(context: RunContext, part: PartState) -> None:
     before = sum(each.bytes for each in manifest.parts[: part.index])
     total = sum(each.bytes for each in manifest.parts)
 
+    from batchrouter.manifest.packing import open_manifest  # noqa: PLC0415 - loads pyarrow
+
     def open_part() -> BinaryIO:
         with storage_errors("reading the manifest"):
-            opened: BinaryIO = context.folder.fs.open(path, "rb")
-            return opened
+            return open_manifest(context.folder.fs, path)
 
     reached("upload.before_send")
     stored = context.client.upload_manifest(

@@ -39,6 +39,7 @@ def begin_round(context: RunContext) -> None:
     state = context.state
     begun = (state.generation, state.round)
     number = state.round + 1
+    parts = context.job.parts
     collect_damaged(context)
     sent, resent = _sent_before(context)
     rows = sum(each.part.row_count for each in sent)
@@ -52,7 +53,8 @@ def begin_round(context: RunContext) -> None:
                 statuses=_statuses(context),
                 folders=(context.folder.ensure("manifest"), context.folder.ensure("rows")),
                 token=context.folder.new_name(f"{state.generation}-round-{number}"),
-                limits=PartLimits.of(context.job.parts),
+                limits=PartLimits.of(parts),
+                is_packed=parts is not None and parts.compression is not None,
                 max_output_tokens=context.manifest.max_output_tokens,
                 on_progress=lambda done: context.tell(
                     Progress("build", done, rows, "rows", f"round {number}")
