@@ -21,6 +21,15 @@ PACKAGE_OF = {
 
 collect_ignore += [folder for folder, package in PACKAGE_OF.items() if not find_spec(package)]
 
+if find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes says how busy the machine is, and nothing of what is tried.
+    settings.register_profile(
+        "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("untimed")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

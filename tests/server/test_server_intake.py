@@ -410,6 +410,17 @@ def test_a_line_over_the_limit_is_named_and_those_behind_it_still_count(tmp_path
     ]
 
 
+def test_no_more_of_a_line_is_held_than_it_may_have(tmp_path):
+    objects = Objects.local(tmp_path / "objects")
+    limits = Limits(manifest_line_bytes=300)
+    with Intake(objects, "manifests/f.jsonl", tmp_path / "scratch", limits) as intake:
+        for _ in range(20):
+            intake.feed(b"x" * 250)
+            assert len(intake._rest) <= 301
+        with pytest.raises(APIError, match="line 1: is over 300 bytes"):
+            intake.finish()
+
+
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_line_of_exactly_the_limit_is_taken(tmp_path, extra):
     line = json.dumps(native()).encode()

@@ -285,6 +285,27 @@ def test_an_id_in_a_body_is_looked_up_and_never_opened(surface: Any, field: str)
     assert reply.status_code == 404
 
 
+@pytest.mark.parametrize("field", ["quote_id", "input_file_id"])
+def test_what_another_workspace_has_cannot_be_bought_with(surface: Any, field: str) -> None:
+    own = {"quote_id": surface.quote()["quote_id"], "input_file_id": surface.upload()["file_id"]}
+    mine = surface.client
+    surface.client = surface.client_for(surface.mint(workspace="other"))
+    with surface.client:
+        other = {
+            "quote_id": surface.quote()["quote_id"],
+            "input_file_id": surface.upload()["file_id"],
+        }
+    surface.client = mine
+
+    reply = surface.submit(**{**own, field: other[field]})
+
+    assert reply.status_code == 404
+    assert (
+        reply.json()["error"]["code"] == f"{field.removeprefix('input_').split('_')[0]}_not_found"
+    )
+    assert surface.submit(**own).status_code == 202
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "identity, gzip", "x"])
 @pytest.mark.parametrize("path", POSTS)
 def test_nothing_compressed_is_taken(surface: Any, path: str, encoding: str) -> None:

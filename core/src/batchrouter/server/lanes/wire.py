@@ -7,12 +7,14 @@ caller to say. The key stands in a header and in no message.
 import json
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx  # noqa: TID251 - the one place that talks to providers
 
+from batchrouter import tracing
 from batchrouter.server.lanes.provider import (
     ProviderRefusedError,
     ProviderSilentError,
@@ -86,7 +88,7 @@ class Wire:
             ProviderSilentError: It was sent, and what came of it is not known.
             ProviderRefusedError: The provider said no.
         """
-        with self._sent(method, path, **content) as response:
+        with self._span(method), self._sent(method, path, **content) as response:
             body = bytearray()
             for block in response.iter_bytes():
                 body += block
@@ -102,13 +104,25 @@ class Wire:
         with self._sent("GET", path) as response:
             yield from response.iter_bytes(1024 * 1024)
 
+    def _span(self, method: str) -> AbstractContextManager[None]:
+        # No path: it holds the provider's ids.
+        parts = urlsplit(self.base_url)
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "server.address": parts.hostname or "",
+            "server.port": parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0),
+        }
+        return tracing.span(f"{method} provider", "client", attributes=attributes)
+
     @contextmanager
     def _sent(self, method: str, path: str, **content: Any) -> Generator[httpx.Response]:
         what = f"{method} {path.partition('?')[0]}"
-        url = path if path.startswith("http") else f"{self.base_url}{path}"
         try:
+            # Below the base URL always: the key goes nowhere that an answer names.
+            url = f"{self.base_url}{path}"
             with self._client.stream(method, url, **content) as response:
                 self._note_date(response)
+                tracing.note({"http.response.status_code": response.status_code})
                 if not response.is_success:
                     self._refuse(what, response)
                 yield response
