@@ -190,8 +190,8 @@ def test_a_sink_with_other_columns_is_refused_before_anything_is_bought(bad: Mis
 
 
 def test_a_sink_of_an_unknown_kind(bad: Mistake) -> None:
-    bad.job["sink"] = "delta:lake/labelled"
-    bad.fails(WRONG_COMMAND, "sink: there is no sink 'delta'", "parquet:")
+    bad.job["sink"] = "detla:lake/labelled"
+    bad.fails(WRONG_COMMAND, "sink: there is no sink 'detla'", "delta")
 
     bad.job["sink"] = "nowhere://lake/labelled"
     bad.fails(WRONG_COMMAND, "sink", "nowhere")

@@ -16,9 +16,9 @@ import fsspec
 from batchrouter.job import Job
 from batchrouter.landing.land import LandingIdentity, PartToLand, land_parts
 from batchrouter.landing.sinks import open_sink
-from batchrouter.landing.sinks import parquet
+from batchrouter.landing.sinks import files
 
-parquet._GROUP_ROWS = 10
+files._GROUP_ROWS = 10
 root = Path(sys.argv[1])
 job = Job.model_validate({
     "name": "label", "source": "x.parquet", "key": "ticket_id", "keep": ["subject"],

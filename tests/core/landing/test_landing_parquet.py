@@ -247,8 +247,8 @@ def test_an_object_store_is_written_by_one_put(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "url",
     [
-        "delta:lake/t",
         "postgresql://u:secret@h/db",
+        "snowflake:u:secret@h",
         "nonsense://u:secret@h/x",
         "sftp://u:secret@h/x",
     ],

@@ -14,7 +14,7 @@ LANDED = (
 SNAPSHOT = ("_row", "_line", "_item_id", "_request_hash", "_skip_reason")
 """The columns that the row snapshot adds, before the key and `keep`."""
 
-_RESERVED = {*LANDED, *SNAPSHOT, "_run"}
+_RESERVED = {*LANDED, *SNAPSHOT, "_run", "_job"}
 _PLAIN_OUTPUT = "output"
 
 

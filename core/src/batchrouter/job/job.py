@@ -18,6 +18,7 @@ from batchrouter.job.problems import job_error, problems_in
 from batchrouter.job.requests import AnyRequest, Chat, Embedding, Raw, Workflow
 from batchrouter.job.retain import Retain
 from batchrouter.job.route import Names, Route
+from batchrouter.job.sink import Mode, checked_sink, mode_problems
 from batchrouter.job.source import Query, checked_source
 from batchrouter.job.templates import Template
 from batchrouter.money import parse_usd
@@ -28,17 +29,6 @@ MOST_ROUNDS = 10
 """What failed so often fails for a reason that another round does not mend."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-_PREFIX = re.compile(r"^([a-z][a-z0-9+]+):(?!//)")
-_DATABASES = (
-    "delta",
-    "iceberg",
-    "duckdb",
-    "postgresql",
-    "postgres",
-    "mysql",
-    "sqlite",
-    "snowflake",
-)
 
 
 def _checked_name(name: Any) -> Any:
@@ -48,20 +38,6 @@ def _checked_name(name: Any) -> Any:
             " a letter or a digit: it names the run's folder"
         )
     return name
-
-
-def _checked_sink(sink: Any) -> Any:
-    if isinstance(sink, os.PathLike):
-        return os.fspath(sink)
-    if not isinstance(sink, str) or not sink:
-        raise ValueError("must be the path or URL of a Parquet directory")
-    found = _PREFIX.match(sink)
-    scheme = found.group(1) if found else sink.partition("://")[0] if "://" in sink else "parquet"
-    if (found and scheme != "parquet") or scheme.partition("+")[0] in _DATABASES:
-        raise ValueError(f"there is no sink {scheme!r}; name a path, a URL or parquet:<path>")
-    if not sink.removeprefix("parquet:"):
-        raise ValueError("names no folder after parquet:")
-    return sink
 
 
 def _checked_budget(budget: Any) -> Any:
@@ -116,10 +92,11 @@ class Job(JobPart):
     budget: Annotated[Decimal | None, BeforeValidator(_checked_budget)] = Field(
         description="the most that a run may cost in USD, such as 25.00, or `none`"
     )
-    sink: Annotated[str, BeforeValidator(_checked_sink)] = Field(
-        description="the path or URL of a Parquet directory"
+    sink: Annotated[str, BeforeValidator(checked_sink)] = Field(
+        description="the path or URL of a Parquet directory, or another kind of table"
     )
-    mode: Literal["replace_run"] = "replace_run"
+    mode: Mode = "replace_run"
+    evolve: bool = Field(default=False, description="whether the table may get new columns")
     keep: Names = Field((), description="source columns to carry into the table")
     on_null: Literal["error", "empty", "skip"] = "error"
     parts: Parts | None = Field(None, description="where to cut the manifest")
@@ -146,7 +123,8 @@ class Job(JobPart):
             budget: Decimal | str | float,
             sink: str | os.PathLike[str],
             params: Mapping[str, ParamValue] = ...,
-            mode: Literal["replace_run"] = ...,
+            mode: Mode = ...,
+            evolve: bool = ...,
             keep: str | Sequence[str] = ...,
             on_null: Literal["error", "empty", "skip"] = ...,
             parts: Parts | Mapping[str, int | str] | None = ...,
@@ -167,7 +145,8 @@ class Job(JobPart):
         problems += credential_problems(self.params, "params", is_location=True)
         problems += credential_problems(self.sink, "sink", is_location=True)
         problems += [f"sink: {told}" for told in use_problems(self.sink, self.params)]
-        if self.incremental and str(self.mode) != "merge":
+        problems += mode_problems(self.sink, self.mode)
+        if self.incremental and self.mode != "merge":
             problems.append(
                 f"incremental: needs `mode: merge`, not {self.mode}: what is unchanged stays in the"
                 " table from the runs before"

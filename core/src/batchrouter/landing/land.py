@@ -4,7 +4,7 @@ Memory is flat: one batch of rows, one piece of the artifact, one row group of t
 
 Kill points: ``landing.before_quarantine``, ``landing.after_quarantine``, and those of the sink:
 ``landing.before_write``, ``landing.mid_write``, ``landing.before_commit``,
-``landing.after_commit``.
+``landing.mid_commit``, ``landing.after_commit``.
 """
 
 import time

@@ -47,11 +47,18 @@ class LandingIdentity:
         job_name: The job's name.
         run_key: The orchestrator's name for the execution; lands as `_run_key`.
         run_slug: The run key as a file name, unique among the runs of the job.
+        purchase: Tells one purchase of the run from another; what was landed of one is not landed
+            again where that would undo what later runs have written.
+        again: Land though this purchase was landed, and put its rows over later ones.
+        models: What answered, for comments and the table's history.
     """
 
     job_name: str
     run_key: str
     run_slug: str
+    purchase: str = ""
+    again: bool = False
+    models: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ The API's state decides when a batch has ended. Its artifact is copied into the 
 first, since providers and routers forget; the table is written from that copy alone.
 """
 
+import hashlib
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -197,7 +199,7 @@ def land(context: RunContext, *, again: bool = False) -> None:
         fs=context.folder.fs,
         parts=parts,
         sink=sink_of(context),
-        identity=landing_identity(context),
+        identity=replace(landing_identity(context), again=again),
         rejects_dir=context.folder.path("rejects"),
         token=context.folder.token,
         resent=resent,
@@ -257,9 +259,13 @@ def check_table(context: RunContext) -> "pa.Schema":
 
 def sink_of(context: RunContext) -> "Sink":
     """Open where the rows go."""
-    from batchrouter.landing.sinks import open_sink  # noqa: PLC0415 - loads pyarrow
+    from batchrouter.landing.sinks import Writing, open_sink  # noqa: PLC0415 - loads pyarrow
 
-    return open_sink(sink_url(context), context.settings.storage_options)
+    job = context.job
+    writing = None
+    if context.limit is None:
+        writing = Writing(job.mode, job.key_columns, job.evolve)
+    return open_sink(sink_url(context), context.settings.storage_options, writing)
 
 
 def landing_identity(context: RunContext) -> "LandingIdentity":
@@ -270,7 +276,16 @@ def landing_identity(context: RunContext) -> "LandingIdentity":
         job_name=context.identity.job_name,
         run_key=context.identity.run_key,
         run_slug=context.identity.run_slug,
+        purchase=_purchase(context),
+        models=context.job.route.workflow or ", ".join(context.job.route.models or ()),
     )
+
+
+def _purchase(context: RunContext) -> str:
+    """Name what was bought by its batches, whose ids no other purchase has."""
+    ids = sorted(each.batch_id for each in context.state.current)
+    text = "\n".join((context.identity.namespace, str(context.state.generation), *ids))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tidy(context: RunContext) -> None:

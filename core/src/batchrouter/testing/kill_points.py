@@ -57,6 +57,7 @@ RUN_KILL_POINTS: Final[tuple[str, ...]] = (
     "landing.before_quarantine",
     "landing.after_quarantine",
     "landing.before_commit",
+    "landing.mid_commit",
     "landing.after_commit",
     "prune.before_delete",
     "prune.after_delete",

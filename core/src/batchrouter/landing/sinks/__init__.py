@@ -1,16 +1,29 @@
-"""Where landed rows go: one protocol, one commit a run, atomic and idempotent by run."""
+"""Where landed rows go: one protocol, one commit a run, atomic and idempotent by run.
+
+`parquet.ParquetSink` is a folder of files, one a run. Every other kind of table is a `Format` in
+a module of its own, which knows how that table is read and committed to, and no other; what all of
+them share stands in `table.TableSink`.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from batchrouter.errors import ConfigError
+from batchrouter.job.sink import KINDS, Mode, kind_of, place_of
 from batchrouter.landing.report import LandingIdentity
 
-_PARQUET = "parquet:"
-_OTHER_KINDS = ("delta:", "iceberg:", "duckdb:", "postgresql:", "postgres:", "sqlite:", "mysql:")
+_FORMATS = {
+    "delta": "DeltaFormat",
+    "duckdb": "DuckDBFormat",
+    "iceberg": "IcebergFormat",
+    "postgresql": "PostgresFormat",
+    "sqlite": "SQLiteFormat",
+}
+"""Each stands in the module of its kind, which loads its library when it is opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,22 @@ class Commit:
     location: str
     rows: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a job writes into its table.
+
+    Attributes:
+        mode: What becomes of the rows that are there: `replace_run` deletes those of this job and
+            run key, `append` none, `overwrite` all, `merge` those with a key of the new rows.
+        key_columns: The key that `merge` compares.
+        evolve: Whether the table may get columns, and rows lack some.
+    """
+
+    mode: Mode = "replace_run"
+    key_columns: tuple[str, ...] = ()
+    evolve: bool = False
 
 
 class Sink(Protocol):
@@ -54,7 +83,7 @@ class Sink(Protocol):
     def write(
         self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, identity: LandingIdentity
     ) -> Commit:
-        """Replace this job's and run's rows by these, all or none.
+        """Commit these rows as the job's mode says, all or none, and once a purchase.
 
         Nothing is committed unless `batches` ends without an exception: that is how the
         landing refuses a table whose counts do not add up.
@@ -65,23 +94,36 @@ class Sink(Protocol):
         ...
 
 
-def open_sink(url: str, storage_options: Mapping[str, Any] | None = None) -> Sink:
+def open_sink(
+    url: str,
+    storage_options: Mapping[str, Any] | None = None,
+    writing: Writing | None = None,
+) -> Sink:
     """Open the sink of a job; nothing is touched yet.
 
     Args:
-        url: A path, any fsspec URL, or one of them after ``parquet:``: a Parquet directory.
+        url: A path, any fsspec URL, or one of them after ``parquet:``: a Parquet directory. Other
+            kinds of tables as `job.sink.KINDS` writes them, such as ``delta:lake/tickets``.
         storage_options: Given to the filesystem; never shown.
+        writing: The job's mode and key.
 
     Raises:
-        ConfigError: The URL is of no kind of sink, or its filesystem is not installed.
+        ConfigError: The URL is of no kind of sink, or its connection is not in the environment.
+        MissingExtraError: Its library is not installed.
 
     Example:
         >>> open_sink("parquet:lake/tickets").location.endswith("/lake/tickets")
         True
     """
-    from batchrouter.landing.sinks.parquet import ParquetSink  # noqa: PLC0415 - it imports Commit
-
-    kind = next((each for each in _OTHER_KINDS if url.startswith(each)), None)
-    if kind:
-        raise ConfigError(f"sink: {kind} is not supported; name a Parquet directory (parquet:PATH)")
-    return ParquetSink(url.removeprefix(_PARQUET), storage_options)
+    writing = writing or Writing()
+    kind, place = kind_of(url), place_of(url)
+    if kind == "parquet":
+        parquet = import_module("batchrouter.landing.sinks.parquet")  # it imports Commit
+        sink: Sink = parquet.ParquetSink(place, storage_options, writing)
+        return sink
+    if kind not in _FORMATS:
+        raise ConfigError(f"sink: there is no sink {kind!r}; there are {', '.join(KINDS)}")
+    own = import_module(f"batchrouter.landing.sinks.{kind}")
+    table = import_module("batchrouter.landing.sinks.table")
+    made: Sink = table.TableSink(getattr(own, _FORMATS[kind])(place, storage_options), writing)
+    return made

@@ -1,6 +1,6 @@
 """A Parquet directory: one folder a run in it, with one file that is replaced atomically.
 
-    <table>/<job>--<run>/rows.parquet
+    <table>/<job>--<run>/rows.parquet          with `append`: rows-<purchase>.parquet
     <parent of the table>/.<table>.staging/<job>--<run>/<random>.tmp
 
 Readers that glob see the old file or the new one, never both and never a half: locally the file
@@ -31,17 +31,11 @@ from fsspec.implementations.local import LocalFileSystem
 from batchrouter.errors import ConfigError, SinkError
 from batchrouter.killpoints import reached
 from batchrouter.landing.report import LandingIdentity
-from batchrouter.landing.sinks import Commit
+from batchrouter.landing.sinks import Commit, Writing
 from batchrouter.landing.sinks.columns import differences, stored
+from batchrouter.landing.sinks.files import write_file
 
 FILE_NAME = "rows.parquet"
-
-_GROUP_ROWS = 131_072
-_GROUP_BYTES = 32 << 20
-"""A row group is the sink's share of the peak memory, and the least that a reader reads."""
-
-_ZSTD_LEVEL = 1
-"""Writing at level 1 costs a tenth of decoding; higher levels are for tables read for years."""
 
 _NO_WHOLE_PUT = frozenset({"sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs", "arrow_hdfs"})
 _SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -54,6 +48,7 @@ class ParquetSink:
     Args:
         url: The table's root, a path or an fsspec URL.
         storage_options: Given to the filesystem; never shown.
+        writing: The job's mode, `replace_run` or `append`.
 
     Raises:
         ConfigError: The URL's filesystem is unknown, not installed, or cannot replace a file as
@@ -64,7 +59,13 @@ class ParquetSink:
         ParquetSink('s3://lake/tickets')
     """
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        storage_options: Mapping[str, Any] | None = None,
+        writing: Writing | None = None,
+    ) -> None:
+        self._writing = writing or Writing()
         try:
             fs, root = fsspec.core.url_to_fs(url, **(storage_options or {}))
         except (ImportError, ValueError) as error:
@@ -109,11 +110,16 @@ class ParquetSink:
         """
         self._check_place()
         table = self.current_schema(identity)
-        told = differences(table, stored(schema)) if table is not None else []
+        told = (
+            differences(table, stored(schema), evolve=self._writing.evolve)
+            if table is not None
+            else []
+        )
         if told:
             raise SinkError(
                 f"the table {self.location} has other columns: {'; '.join(told)}. Nothing was"
-                " written: name another sink, or make the job's columns those of the table"
+                " written: name another sink, make the job's columns those of the table, or set"
+                " `evolve: true`, which lets a table get columns"
             )
 
     def succeeded(
@@ -158,15 +164,22 @@ class ParquetSink:
             SinkError: No room, no permission, or other columns. The table is as it was.
         """
         folder = _folder(identity)
+        name = self._file_name(identity)
         reached("landing.before_write")
         with self._refusing("cannot be written"), self._staged(folder) as staged:
-            rows = _write_file(staged, batches, schema)
+            rows = write_file(staged, batches, schema)
             size_bytes = staged.stat().st_size
             self.check(schema, identity)
             reached("landing.before_commit")
-            self._commit(staged, f"{self._root}/{folder}")
+            self._commit(staged, f"{self._root}/{folder}", name)
         reached("landing.after_commit")
-        return Commit(f"{self.location}/{folder}/{FILE_NAME}", rows, size_bytes)
+        return Commit(f"{self.location}/{folder}/{name}", rows, size_bytes)
+
+    def _file_name(self, identity: LandingIdentity) -> str:
+        """Another purchase of a run replaces its file, or with `append` stands beside it."""
+        if self._writing.mode != "append":
+            return FILE_NAME
+        return f"rows-{hashlib.sha256(identity.purchase.encode()).hexdigest()[:10]}.parquet"
 
     @contextlib.contextmanager
     def _staged(self, folder: str) -> Generator[Path, None, None]:
@@ -192,15 +205,16 @@ class ParquetSink:
                 with contextlib.suppress(OSError):
                     emptied.rmdir()
 
-    def _commit(self, staged: Path, folder: str) -> None:
+    def _commit(self, staged: Path, folder: str, name: str) -> None:
+        reached("landing.mid_commit")
         if not self._is_local:
-            self._fs.put_file(str(staged), f"{folder}/{FILE_NAME}")
+            self._fs.put_file(str(staged), f"{folder}/{name}")
             self._fs.invalidate_cache()
             return
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         _sync(staged)
-        staged.replace(place / FILE_NAME)
+        staged.replace(place / name)
         _sync(place)
 
     @contextlib.contextmanager
@@ -211,27 +225,6 @@ class ParquetSink:
             raise SinkError(
                 f"the table {self.location} {what}: {error}. The table is as it was"
             ) from error
-
-
-def _write_file(path: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> int:
-    rows = 0
-    group: list[pa.RecordBatch] = []
-    group_rows = group_bytes = 0
-    with pq.ParquetWriter(
-        path, schema, compression="zstd", compression_level=_ZSTD_LEVEL
-    ) as writer:
-        for batch in batches:
-            group.append(batch)
-            group_rows += len(batch)
-            group_bytes += batch.nbytes
-            if group_rows >= _GROUP_ROWS or group_bytes >= _GROUP_BYTES:
-                writer.write_table(pa.Table.from_batches(group, schema), group_rows)
-                reached("landing.mid_write")
-                rows += group_rows
-                group, group_rows, group_bytes = [], 0, 0
-        if group:
-            writer.write_table(pa.Table.from_batches(group, schema), group_rows)
-    return rows + group_rows
 
 
 def _folder(identity: LandingIdentity) -> str:

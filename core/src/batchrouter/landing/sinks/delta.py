@@ -1,0 +1,191 @@
+"""A Delta table, written by its own library.
+
+A commit of Delta is atomic by itself. The purchase is marked in it by an application transaction,
+which the library does not compare by itself: this checks it and commits on the same handle, and
+begins anew with a fresh one when another writer was first. `replace_run`, `append` and `overwrite`
+stream. `merge` holds the keys and rows of one run in memory: docs/sinks.md has the figures.
+"""
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from batchrouter.errors import MissingExtraError, SinkError
+from batchrouter.killpoints import reached
+from batchrouter.landing.sinks.columns import lake_type
+from batchrouter.landing.sinks.table import Landing, own_rows, same_keys
+from batchrouter.manifest.arrow import DataType
+from batchrouter.manifest.stores import delta_options
+
+_ATTEMPTS = 8
+_WAIT_S = 0.2
+_VERSION = 1
+_TARGET_FILE_BYTES = 128 << 20
+
+
+class DeltaFormat:
+    """A Delta table; see `Format`.
+
+    Args:
+        place: A path or a URL that `deltalake` opens.
+        storage_options: fsspec's; never shown.
+
+    Raises:
+        MissingExtraError: `deltalake` is not installed.
+    """
+
+    def __init__(self, place: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self._library = _library()
+        errors = self._library.exceptions
+        self.location = f"delta:{place}"
+        self.errors = (OSError, ValueError, pa.ArrowException, errors.DeltaError)
+        self._is_local = "://" not in place
+        self._path = os.path.abspath(place) if self._is_local else place  # noqa: PTH100 - kept as text
+        self._options = delta_options(place, storage_options) or None
+        self._lost = (errors.CommitFailedError,)
+
+    def stored(self, kind: DataType) -> DataType:
+        """See `Format.stored`."""
+        return lake_type(kind)
+
+    def masked(self, text: str) -> str:
+        """Take the store's credentials out of a text."""
+        for secret in (self._options or {}).values():
+            text = text.replace(secret, "***") if len(secret) > 3 else text  # noqa: PLR2004 - "true" is none
+        return text
+
+    def _open(self) -> Any:
+        """Open the newest version; None when there is no table."""
+        if self._is_local and not Path(self._path).exists():
+            return None
+        with contextlib.suppress(self._library.exceptions.TableNotFoundError):
+            return self._library.DeltaTable(self._path, storage_options=self._options)
+        return None
+
+    def columns(self) -> pa.Schema | None:
+        """See `Format.columns`."""
+        table = self._open()
+        return None if table is None else _columns(table)
+
+    def check_place(self) -> None:
+        """See that a local folder can be written."""
+        if not self._is_local:
+            return
+        root = Path(self._path)
+        there = next(each for each in (root, *root.parents) if os.path.lexists(each))
+        if not there.is_dir():
+            raise SinkError(
+                f"the table {self.location} must be a folder, and {there} is a file. It is as it"
+                " was: name another sink, or move the file away"
+            )
+        log = root / "_delta_log"
+        if there == root and any(root.iterdir()) and not log.is_dir():
+            raise SinkError(
+                f"the folder {there} holds files and no Delta table. It is as it was: name another"
+                " sink, or empty the folder"
+            )
+        for folder in (there, log):
+            if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+                raise SinkError(
+                    f"the table {self.location} cannot be written: {folder} is read-only. The table"
+                    " is as it was: name another sink, or give leave to write there"
+                )
+
+    def succeeded(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """See `Format.succeeded`."""
+        table = self._open()
+        if table is not None:
+            for batch in table.scan(columns=list(columns), predicate="_status = 'succeeded'"):
+                yield pa.record_batch(batch)
+
+    def commit(self, landing: Landing) -> None:
+        """Commit, and again on a newer version where another writer was first."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._commit(landing)
+            except self._lost:
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(_WAIT_S * attempt * random.random())  # noqa: S311 - writers shall part
+            else:
+                return
+
+    def _commit(self, landing: Landing) -> None:
+        table = self._open() or self._created(landing)
+        app = f"batchrouter-{landing.marker}"
+        if landing.is_done(is_marked=table.transaction_version(app) is not None):
+            return
+        schema = _columns(table)
+        new = [each for each in landing.new_columns if each.name not in schema.names]
+        if new:
+            table.alter.add_columns(self._library.Schema.from_arrow(pa.schema(new)).fields)
+            table = self._open()
+            schema = _columns(table)
+        reached("landing.mid_commit")
+        self._write(
+            table,
+            landing,
+            landing.rows.reader(schema),
+            self._library.CommitProperties(
+                custom_metadata=landing.told,
+                app_transactions=[self._library.Transaction(app, _VERSION)],
+            ),
+        )
+
+    def _write(
+        self, table: Any, landing: Landing, reader: pa.RecordBatchReader, properties: Any
+    ) -> None:
+        mode = landing.writing.mode
+        if mode == "merge":
+            keys = same_keys(landing.writing.key_columns, "old", "new")
+            merger = table.merge(
+                reader,
+                predicate=keys,
+                source_alias="new",
+                target_alias="old",
+                commit_properties=properties,
+            )
+            merger.when_matched_update_all().when_not_matched_insert_all().execute()
+            return
+        self._library.write_deltalake(
+            table,
+            reader,
+            mode="append" if mode == "append" else "overwrite",
+            predicate=own_rows(landing.identity) if mode == "replace_run" else None,
+            commit_properties=properties,
+            target_file_size=_TARGET_FILE_BYTES,
+        )
+
+    def _created(self, landing: Landing) -> Any:
+        """Make an empty table; of two that do, the second finds that of the first."""
+        self._library.DeltaTable.create(
+            self._path,
+            pa.schema([
+                each.with_metadata({"comment": landing.column_comments[each.name]})
+                for each in landing.rows.schema
+            ]),
+            mode="ignore",
+            name=landing.identity.job_name,
+            description=landing.comment,
+            storage_options=self._options,
+        )
+        return self._open()
+
+
+def _columns(table: Any) -> pa.Schema:
+    given = pa.schema(table.schema().to_arrow())
+    return pa.schema([(each.name, lake_type(each.type)) for each in given])
+
+
+def _library() -> Any:
+    try:
+        import deltalake  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        raise MissingExtraError.for_extra("delta", needed_for="a Delta table as sink") from None
+    return deltalake
