@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+import time
 from array import array
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from batchrouter.server.config import RouterConfig
+from batchrouter.server.lanes import submissions
 from batchrouter.server.lanes.generating import Drawing, SchemaGenerator, UnsupportedSchemaError
 from batchrouter.server.lanes.lane import LaneAnswer, LaneItem
 from batchrouter.server.lanes.simulated import SimulatedLane, SimulatedOptions
@@ -273,6 +275,35 @@ def test_the_provider_remembers_what_it_has_accepted(tmp_path: Path) -> None:
     assert reborn.find("batch_1/0/0/1") is not None
     assert reborn.find("batch_1/1/0/1") is None
     assert len(list(reborn.collect("batch_1/0/0/1", items))) == 5
+
+
+def test_the_provider_forgets_what_is_long_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    old = time.time() - submissions.KEPT_S - 1
+    lines = [{"key": f"old/{nth}", "accepted_at": old, "items": [[0, 0]]} for nth in range(5)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"key": "torn')
+    monkeypatch.setattr(submissions, "_FORGOTTEN_AT_ONCE", 5)
+
+    log = submissions.SubmissionLog(path)
+    log.add("new/0", [1])
+
+    assert log.accepted_at("old/0") is None
+    assert log.accepted_at("new/0") is not None
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["new/0"]
+
+
+def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    SubmissionLog(path).add("first", [0])
+    path.write_bytes(path.read_bytes() + b'{"key":"cut o')
+
+    SubmissionLog(path).add("second", [1])
+
+    reopened = SubmissionLog(path)
+    assert reopened.accepted_at("first") is not None
+    assert reopened.accepted_at("second") is not None
 
 
 def test_a_lane_that_is_down_accepts_nothing(tmp_path: Path) -> None:
