@@ -14,6 +14,7 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from dagster_batchrouter.assets import batchrouter_assets
 from dagster_batchrouter.cancelling import build_batchrouter_cancel_sensor
 from dagster_batchrouter.checks import BatchrouterChecks
+from dagster_batchrouter.component import BatchrouterJobComponent
 from dagster_batchrouter.io_manager import BatchrouterTableIOManager
 from dagster_batchrouter.resources import BatchrouterResource
 from dagster_batchrouter.sensors import build_batchrouter_sensor
@@ -23,6 +24,7 @@ from dagster_batchrouter.version import __version__
 __all__ = [
     "BatchrouterAssetProps",
     "BatchrouterChecks",
+    "BatchrouterJobComponent",
     "BatchrouterResource",
     "BatchrouterTableIOManager",
     "DagsterBatchrouterTranslator",

@@ -12,9 +12,14 @@ from batchrouter.errors import ConfigError
 from dagster_batchrouter import steps
 from dagster_batchrouter.checks import BatchrouterChecks
 from dagster_batchrouter.partitions import checked_params
-from dagster_batchrouter.plan import PLAN, JobPlan, Mode, WaitMode
+from dagster_batchrouter.plan import PLAN, JobPlan, WaitMode
 from dagster_batchrouter.resources import BatchrouterResource
-from dagster_batchrouter.translator import BatchrouterAssetProps, DagsterBatchrouterTranslator, Role
+from dagster_batchrouter.translator import (
+    BatchrouterAssetProps,
+    DagsterBatchrouterTranslator,
+    Mode,
+    Role,
+)
 
 if TYPE_CHECKING:
     from dagster import AssetsDefinition
@@ -99,8 +104,8 @@ def batchrouter_assets(
     job = _read_job(job)
     translator = translator or DagsterBatchrouterTranslator()
     asked = _asset_key(key, job)
-    table = _spec(translator, job, asked, "table")
-    submission = _spec(translator, job, asked, "submission") if mode == "deferred" else None
+    table = _spec(translator, job, asked, "table", mode)
+    submission = _spec(translator, job, asked, "submission", mode) if mode == "deferred" else None
     plan = JobPlan(
         job=job,
         key=table.key,
@@ -177,9 +182,9 @@ def _asset_key(key: dg.AssetKey | str | Iterable[str] | None, job: Job) -> dg.As
 
 
 def _spec(
-    translator: DagsterBatchrouterTranslator, job: Job, key: dg.AssetKey, role: Role
+    translator: DagsterBatchrouterTranslator, job: Job, key: dg.AssetKey, role: Role, mode: Mode
 ) -> dg.AssetSpec:
-    return translator.get_asset_spec(BatchrouterAssetProps(job, key, role))
+    return translator.get_asset_spec(BatchrouterAssetProps(job, key, role, mode))
 
 
 def _with_deps(spec: dg.AssetSpec, deps: Iterable[Any]) -> dg.AssetSpec:

@@ -4,7 +4,7 @@ The step itself cancels when it can. This does so for a step that was killed, fo
 ended between two steps, and for a submission that had just been sent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -27,6 +27,7 @@ def build_batchrouter_cancel_sensor(
     name: str = "batchrouter_cancel_sensor",
     resource_key: str = "batchrouter",
     resource: BatchrouterResource | None = None,
+    tables: Sequence[dg.AssetKey] | None = None,
     minimum_interval_seconds: int | None = None,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
@@ -40,6 +41,7 @@ def build_batchrouter_cancel_sensor(
         name: Of the sensor.
         resource_key: Of the account in the definitions.
         resource: The account itself, as for `batchrouter_assets`.
+        tables: The tables whose runs it looks at; default: all of the code location.
         minimum_interval_seconds: Between two ticks.
         default_status: ``STOPPED`` to have it started by hand.
 
@@ -50,7 +52,11 @@ def build_batchrouter_cancel_sensor(
 
     def cancel(context: dg.RunStatusSensorContext) -> dg.SkipReason:
         repository = context.repository_def
-        runs = list(_runs_of(context.dagster_run, repository)) if repository is not None else []
+        runs = [
+            (plan, run_key)
+            for plan, run_key in (_runs_of(context.dagster_run, repository) if repository else ())
+            if tables is None or plan.key in tables
+        ]
         cancelled: list[str] = []
         if runs:
             with (

@@ -31,7 +31,6 @@ REBUY_TAG = "batchrouter/rebuy"
 
 _MOST_RUN_KEY_CHARS = 480
 
-Mode = Literal["deferred", "blocking"]
 WaitMode = Literal["both", "webhook", "poll"]
 
 

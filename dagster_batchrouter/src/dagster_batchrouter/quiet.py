@@ -7,14 +7,17 @@ router for what is still open: what is in the first and not in the second needs 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from batchrouter import Client
 from dagster_batchrouter import metadata as told
 from dagster_batchrouter.failures import FINAL_TAG
 from dagster_batchrouter.history import batch_ids_of, text_of
 from dagster_batchrouter.plan import RUN_KEY_TAG, JobPlan
+
+if TYPE_CHECKING:
+    from batchrouter import Client
 
 OPEN_STATES = ("queued", "routing", "running", "finalizing", "cancelling")
 """Contract section 5; a server that knows others lists them only without a filter."""
@@ -76,7 +79,7 @@ def _unlanded(
         yield Unlanded(plan, partition, run_key, tuple(batch_ids_of(record)))
 
 
-def open_batches(client: Client) -> set[str] | None:
+def open_batches(client: "Client") -> set[str] | None:
     """The ids of all batches that are open; None when there are too many to list.
 
     Raises:

@@ -10,6 +10,7 @@ import dagster as dg
 from batchrouter import Job
 
 Role = Literal["submission", "table"]
+Mode = Literal["deferred", "blocking"]
 
 ROLE_TAG = "batchrouter/role"
 """By this tag the sensors find the assets of a code location."""
@@ -32,11 +33,13 @@ class BatchrouterAssetProps:
         job: The job, its parameters not yet filled by a partition.
         key: The key that `batchrouter_assets` was given; the table's.
         role: ``table``, or ``submission`` of a deferred job.
+        mode: Who waits for the batch: the sensor, or the step.
     """
 
     job: Job
     key: dg.AssetKey
     role: Role
+    mode: Mode = "deferred"
 
 
 class DagsterBatchrouterTranslator:

@@ -1,0 +1,1 @@
+"""Labels of support tickets, day by day."""

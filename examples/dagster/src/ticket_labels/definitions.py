@@ -1,0 +1,11 @@
+"""All definitions of the project: what is found below `defs/`."""
+
+from pathlib import Path
+
+import dagster as dg
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Load every module and component below `defs/`."""
+    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
