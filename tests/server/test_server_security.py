@@ -26,10 +26,10 @@ from starlette.requests import Request
 
 from batchrouter import Job, Run
 from batchrouter.errors import APIError
+from batchrouter.server import serve
 from batchrouter.server.batches.artifacts import UrlSigner
 from batchrouter.server.delivery.outbox import DueEvent
 from batchrouter.server.http.bodies import read_body
-from batchrouter.server.serve import mint_key
 from batchrouter.server.storage.clock import now_us
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.objects import Objects
@@ -153,7 +153,7 @@ def test_everything_that_a_router_writes_is_its_accounts_own(tmp_path: Path) -> 
 
 
 def test_a_folder_is_private_from_its_first_key_on(tmp_path: Path, open_umask: None) -> None:
-    mint_key(tmp_path / "data")
+    serve.mint_key(tmp_path / "data")
     database = Database.open(tmp_path / "data" / "router.db")
     with database.writing() as conn:
         conn.execute(text("CREATE TABLE t (a)"))
@@ -169,7 +169,9 @@ def test_the_store_and_the_key_file_are_private_whatever_the_umask(
 ) -> None:
     Objects.local(tmp_path / "objects")
     Vault.open(tmp_path / "secret_key")
+    serve._write_secret(tmp_path / "api_key", "bk_live_x")
 
+    assert stat.S_IMODE((tmp_path / "api_key").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "objects").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "secret_key").stat().st_mode) == 0o600
 
@@ -300,9 +302,8 @@ def test_what_another_workspace_has_cannot_be_bought_with(surface: Any, field: s
     reply = surface.submit(**{**own, field: other[field]})
 
     assert reply.status_code == 404
-    assert (
-        reply.json()["error"]["code"] == f"{field.removeprefix('input_').split('_')[0]}_not_found"
-    )
+    kind = field.removeprefix("input_").removesuffix("_id")
+    assert reply.json()["error"]["code"] == f"{kind}_not_found"
     assert surface.submit(**own).status_code == 202
 
 
