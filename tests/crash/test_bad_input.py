@@ -71,6 +71,41 @@ def test_a_column_that_is_not_there_has_a_near_name(bad: Mistake) -> None:
     bad.succeeds()
 
 
+def test_a_column_whose_type_has_no_text(bad: Mistake) -> None:
+    bad.write(with_column("text", pa.array([b"\x00\xff"] * ROWS)))
+    bad.fails(WRONG_SOURCE, "request.user", "'text'", "binary has no text", "cast it to text")
+
+    bad.write(queries(ROWS))
+    bad.succeeds()
+
+
+def test_a_date_that_no_calendar_has(bad: Mistake) -> None:
+    days = pa.array([0] * 3 + [2**31 - 1] + [0] * (ROWS - 4), pa.int32()).view(pa.date32())
+    bad.write(queries(ROWS).append_column("day", days))
+    bad.job["request"]["user"] = "{day}: {text}"
+
+    bad.fails(WRONG_SOURCE, "'day'", "row 3", "2147483647 is no time of the calendar")
+
+
+def test_a_nested_field_that_is_not_there_has_a_near_name(bad: Mistake) -> None:
+    where = pa.array([{"city": "Ulm"}] * ROWS)
+    bad.write(queries(ROWS).append_column("where", where))
+    bad.job["request"]["user"] = "{where.ctiy}: {text}"
+    bad.fails(WRONG_SOURCE, "request.user", "'ctiy'", "city")
+
+    bad.job["request"]["user"] = "{where.city}: {text}"
+    bad.succeeds()
+
+
+def test_a_schema_that_gives_no_columns(bad: Mistake) -> None:
+    good = bad.job["request"]["output"]
+    bad.job["request"]["output"] = {"label": {"allOf": [{"type": "string"}, {"minLength": 1}]}}
+    bad.fails(WRONG_COMMAND, "request.output.label", "allOf of several schemas", "merge them")
+
+    bad.job["request"]["output"] = good
+    bad.succeeds()
+
+
 @pytest.mark.parametrize("name", ["key", "keep"])
 def test_a_key_or_kept_column_that_is_not_there(bad: Mistake, name: str) -> None:
     bad.job[name] = ["query_idd"]
