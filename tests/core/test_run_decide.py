@@ -9,7 +9,7 @@ import pytest
 
 from batchrouter.errors import ConfigError
 from batchrouter.run import events
-from batchrouter.run.decide import Step, decide
+from batchrouter.run.decide import RetryRounds, Step, decide, has_rest
 from batchrouter.run.events import Entry, Fact
 from batchrouter.run.identity import RunIdentity
 from batchrouter.run.receipt import receipt_of
@@ -277,3 +277,101 @@ def test_the_same_identity_buys_under_the_same_key_and_any_other_under_another()
     assert len(keys) == 12
     assert RunIdentity("ns", "job", "key").idempotency_key(generation=0, part=0) in keys
     assert all(8 <= len(key) <= 128 for key in keys)
+
+
+def round_built(*item_counts: int, number: int = 1, generation: int = 0) -> events.RoundBuilt:
+    parts = [{"index": i, "item_count": count} for i, count in enumerate(item_counts)]
+    return events.RoundBuilt(generation=generation, round=number, manifest={"parts": parts})
+
+
+def of_round(number: int, fact: Any, generation: int = 0) -> Any:
+    changes = {"round": number, "generation": generation}
+    if isinstance(fact, events.Bought):
+        changes["batch_id"] = f"again_{number}"
+    return fact.model_copy(update=changes)
+
+
+WHOLE: list[Fact] = [opened(), built(3), intended(), bought(), ended(), collected()]
+
+
+def test_a_round_is_due_when_all_has_ended_and_the_job_allows_one() -> None:
+    assert decide(after(*WHOLE[:4]), RetryRounds(1)) is Step.WATCH
+    assert decide(after(*WHOLE), RetryRounds(1)) is Step.RESEND
+    assert decide(after(*WHOLE), RetryRounds(invalid=1)) is Step.RESEND
+    assert decide(after(*WHOLE)) is Step.LAND
+
+
+def test_a_round_goes_the_way_of_the_first_purchase() -> None:
+    facts = [*WHOLE, round_built(2)]
+    steps = [decide(after(*facts), RetryRounds(1))]
+    for fact in (
+        of_round(1, intended(usd="0.50")),
+        of_round(1, bought(usd="0.50")),
+        ended().model_copy(update={"batch_id": "again_1", "settled_usd": Decimal("0.25")}),
+        collected().model_copy(update={"batch_id": "again_1"}),
+    ):
+        facts.append(fact)
+        steps.append(decide(after(*facts), RetryRounds(1)))
+
+    assert steps == [Step.BUY, Step.SETTLE, Step.WATCH, Step.COLLECT, Step.LAND]
+    assert after(*facts).committed_usd == Decimal("1.75")
+    assert decide(after(*facts), RetryRounds(2)) is Step.RESEND
+
+
+def test_what_was_said_of_an_earlier_round_touches_no_later_one() -> None:
+    late = of_round(0, intended())
+
+    assert after(*WHOLE, round_built(2), late).open_intents == []
+
+
+@pytest.mark.parametrize("state", ["cancelled", "expired"])
+def test_a_batch_that_was_cut_short_has_a_rest_and_no_round(state: str) -> None:
+    cut = ended(state=state, completed=1)
+    told = after(*WHOLE[:4], cut, collected())
+
+    assert decide(told, RetryRounds(3)) is Step.LAND
+    assert has_rest(told)
+    assert not has_rest(after(*WHOLE))
+    assert not has_rest(after(*WHOLE[:4], ended(state=state, completed=0)))
+
+
+def test_a_batch_in_which_all_failed_is_sent_again() -> None:
+    told = after(*WHOLE[:4], ended(state="failed", completed=0, failed=3))
+
+    assert decide(told, RetryRounds(1)) is Step.RESEND
+    assert decide(told) is Step.GIVE_UP
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        events.CancelAsked(reason="asked"),
+        events.Stopped(generation=0, reason="too much"),
+        events.RoundsEnded(generation=0, round=0, code="over_budget", reason="too much"),
+        events.Removed(generation=0, parts=("manifest",), reason="retain"),
+    ],
+)
+def test_nothing_is_sent_again_after(fact: Fact) -> None:
+    assert decide(after(*WHOLE, fact), RetryRounds(3)) is Step.LAND
+
+
+def test_a_round_that_is_given_up_is_not_bought() -> None:
+    over = events.RoundsEnded(generation=0, round=1, code="over_budget", reason="too much")
+
+    assert decide(after(*WHOLE, round_built(2), over), RetryRounds(3)) is Step.LAND
+
+
+def test_a_demand_for_the_rest_keeps_what_came_and_begins_a_round() -> None:
+    again = events.GenerationOpened(
+        generation=1, fingerprint={"request": "a"}, reason="asked", continues=True
+    )
+    cut = ended(state="cancelled", completed=1)
+    told = after(*WHOLE[:4], cut, collected(), landed(), again)
+
+    assert decide(told) is Step.RESEND
+    assert (told.landed, len(told.current), told.committed_usd) == (None, 1, Decimal("1.50"))
+    assert told.manifest is not None
+    told = after(
+        *WHOLE[:4], cut, collected(), landed(), again, round_built(2, generation=1),
+    )  # fmt: skip
+    assert decide(told) is Step.BUY

@@ -356,3 +356,27 @@ def test_a_damaged_event_is_a_journal_error_or_still_the_same_kind(
         assert state.entry_count == 1
 
     assert not text or "000001" in text or "journal event 1 in" in text
+
+
+def test_events_of_before_there_were_rounds_are_of_round_0(tmp_path: Path) -> None:
+    folder = local(tmp_path)
+    folder.ensure("journal")
+    facts: list[dict[str, object]] = [
+        OPENED.model_dump(),
+        {"type": "built", "generation": 0, "manifest": {"parts": [{"index": 0, "item_count": 1}]}},
+        {
+            "type": "uploaded",
+            "generation": 0,
+            "part": 0,
+            "file_id": "file_1",
+            "sha256": "x",
+            "input_tokens_estimate": None,
+        },
+    ]
+    for number, fact in enumerate(facts, start=1):
+        entry = {"version": 1, "number": number, "at": datetime.now(UTC).isoformat(), "fact": fact}
+        (tmp_path / "journal" / f"{number:06d}.json").write_text(json.dumps(entry))
+
+    state = Journal(folder).load()
+
+    assert (state.round, state.parts[0].upload is not None) == (0, True)
