@@ -7,7 +7,7 @@ row's, the rest of the part goes by the index on disk; the rows before it stand,
 first readable line of an item counts on either path.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from types import TracebackType
@@ -19,6 +19,7 @@ from batchrouter.errors import LandingError
 from batchrouter.landing.disorder import find_by_index
 from batchrouter.landing.envelope import Envelope, UnreadableLineError, read_line
 from batchrouter.landing.lines import CHUNK_BYTES, read_blocks, split_lines
+from batchrouter.landing.regular import Line
 from batchrouter.landing.rejects import Rejects
 from batchrouter.landing.snapshot import Snapshot
 
@@ -38,6 +39,7 @@ class Answers:
         from_byte: Where the first line to look at stands.
         to_byte: Where the last one ends; None for the end of the file.
         rows_done: How many rows that were sent have the lines before it.
+        read: Reads a line that comes in its turn.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Answers:
         from_byte: int = 0,
         to_byte: int | None = None,
         rows_done: int = 0,
+        read: Callable[[bytes], Line] = read_line,
     ) -> None:
         self._fs = fs
         self._artifact_path = artifact_path
         self._snapshot = snapshot
         self._rejects = rejects
         self._rows_done = rows_done
+        self._read = read
         self._by_index: Iterator[Envelope | None] | None = None
         self._stack = ExitStack()
         self._blocks: Iterator[tuple[int, bytes]] = iter(())
@@ -69,7 +73,7 @@ class Answers:
             )
         self._lines = self._one_by_one()
 
-    def next_run(self, item_ids: list[str]) -> list[Envelope | None]:
+    def next_run(self, item_ids: list[str]) -> list[Line | None]:
         """Give the lines of the next rows that were sent: of one at least, of all at most.
 
         Args:
@@ -81,14 +85,14 @@ class Answers:
             return [None] * len(item_ids)
         lines = self._block[self._taken : self._taken + len(item_ids)]
         try:
-            found: list[Envelope | None] = [read_line(line) for line in lines]
+            found = [*map(self._read, lines)]
         except UnreadableLineError:
             return [self._next_for(item_ids[0])]
-        if [each and each.customer_item_id for each in found] != item_ids[: len(found)]:
+        if [each.customer_item_id for each in found] != item_ids[: len(found)]:
             return [self._next_for(item_ids[0])]
         self._taken += len(found)
         self._rows_done += len(found)
-        return found
+        return cast("list[Line | None]", found)
 
     def _next_for(self, item_id: str) -> Envelope | None:
         """Look at the next line by itself; it may be blank, or not the row's."""
@@ -162,7 +166,7 @@ class Answers:
 class InOrderAnswers(Answers):
     """The lines of some rows that stand together, or `OutOfOrderError`."""
 
-    def next_run(self, item_ids: list[str]) -> list[Envelope | None]:
+    def next_run(self, item_ids: list[str]) -> list[Line | None]:
         """Give the lines of the next rows.
 
         Raises:

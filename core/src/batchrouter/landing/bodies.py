@@ -64,13 +64,18 @@ class _Incomplete(msgspec.Struct, gc=False):
     reason: str | None = None
 
 
-class _TextBody(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
+class TextFields(msgspec.Struct, gc=False, kw_only=True):
+    """What a body with text may have beside choices."""
+
     output: list[_Item] | str | None = None
     output_text: str | None = None
     content: list[_Part] | str | None = None
     stop_reason: Any = None
     incomplete_details: _Incomplete | None = None
+
+
+class _TextBody(TextFields, gc=False, kw_only=True):
+    choices: list[_Choice] | None = None
 
 
 class _Numbers(msgspec.Struct, gc=False):

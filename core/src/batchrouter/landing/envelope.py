@@ -16,10 +16,10 @@ REPLACED = "\ufffd"
 
 _DONE = frozenset({None, "completed", "succeeded"})
 _FIRST_HTTP_ERROR = 400
-_MAX_TOKENS = 2**63 - 1
+MAX_TOKENS = 2**63 - 1
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class UnreadableLineError(ValueError):
@@ -73,6 +73,11 @@ class Envelope(msgspec.Struct, gc=False):
     is_altered: bool = False
 
     @property
+    def held_bytes(self) -> int:
+        """What the output takes in memory."""
+        return len(self.output)
+
+    @property
     def failure(self) -> tuple[str, str] | None:
         """Code and message of an item that failed, None for one that is done.
 
@@ -122,7 +127,7 @@ def read_line(raw: bytes) -> Envelope:
         line = _LINE.decode(raw)
     except msgspec.ValidationError:
         line = _read_by_field(raw)
-    except _UNPARSABLE as error:
+    except UNPARSABLE as error:
         line = _read_altered(raw, error)
     if line.customer_item_id is None:
         if line.custom_id is None:
@@ -136,7 +141,7 @@ def _read_by_field(raw: bytes) -> Envelope:
     """Read a line of which some field is not as the contract says; that field alone is lost."""
     try:
         fields = _FIELDS.decode(raw)
-    except _UNPARSABLE as error:
+    except UNPARSABLE as error:
         raise UnreadableLineError(str(error)) from None
     line = Envelope()
     for name, decoder in _BY_FIELD.items():
@@ -144,7 +149,7 @@ def _read_by_field(raw: bytes) -> Envelope:
             continue
         try:
             setattr(line, name, decoder.decode(fields[name]))
-        except _UNPARSABLE:
+        except UNPARSABLE:
             if name == "error":
                 line.error = ItemError(message=_any_or_text(fields[name]))
             elif name == "status":
@@ -155,7 +160,7 @@ def _read_by_field(raw: bytes) -> Envelope:
 def _any_or_text(raw: msgspec.Raw) -> Any:
     try:
         return _ANY.decode(raw)
-    except _UNPARSABLE:
+    except UNPARSABLE:
         # Not UTF-8 inside, or too deep: a failed item's row must still say what came.
         return bytes(raw).decode(errors="replace")
 
@@ -192,7 +197,7 @@ def _adopt_response(line: Envelope) -> None:
         line.error = _error_of_body(response)
     try:
         accounting = _ACCOUNTING.decode(response.body)
-    except _UNPARSABLE:
+    except UNPARSABLE:
         return
     line.provider_model = accounting.model
     line.usage = accounting.usage
@@ -201,7 +206,7 @@ def _adopt_response(line: Envelope) -> None:
 def _error_of_body(response: Response) -> ItemError:
     try:
         error = _ERROR_BODY.decode(response.body).error or ItemError()
-    except _UNPARSABLE:
+    except UNPARSABLE:
         error = ItemError()
     error.code = error.code or f"http_{response.status_code}"
     return error
@@ -225,8 +230,8 @@ def tokens(usage: Usage | None) -> tuple[int | None, int | None]:
         return None, None
     told_in = usage.prompt_tokens if usage.input_tokens is None else usage.input_tokens
     told_out = usage.completion_tokens if usage.output_tokens is None else usage.output_tokens
-    if told_in is not None and not 0 <= told_in <= _MAX_TOKENS:
+    if told_in is not None and not 0 <= told_in <= MAX_TOKENS:
         told_in = None
-    if told_out is not None and not 0 <= told_out <= _MAX_TOKENS:
+    if told_out is not None and not 0 <= told_out <= MAX_TOKENS:
         told_out = None
     return told_in, told_out

@@ -215,6 +215,7 @@ class JudgedRows:
             rejects,
             from_byte=from_byte,
             rows_done=rows_done,
+            read=self._judge.read_line,
         ) as answers:
             rows = snapshot.batches(self._batch_rows, groups=groups)
             yield from self._judge.batches(part, rows, answers, repeated)

@@ -7,13 +7,16 @@ import numpy as np
 import pyarrow as pa
 
 from batchrouter.landing.answers import Answers
+from batchrouter.landing.envelope import read_line
 from batchrouter.landing.outcomes import (
     Outcome,
     outcome_in,
+    outcome_of_regular,
     outcome_of_repeated,
     outcome_of_skipped,
 )
 from batchrouter.landing.outputs import OutputReader
+from batchrouter.landing.regular import RegularLine, read_regular
 from batchrouter.landing.repeats import Repeated
 from batchrouter.landing.report import PartToLand
 from batchrouter.landing.table import landed_batch
@@ -36,6 +39,8 @@ class Judge:
         self._schema = schema
         self._reader = reader
         self._run_key = run_key
+        self.read_line = read_regular if reader.hears_text else read_line
+        """How the lines are best read."""
 
     def batches(
         self,
@@ -82,6 +87,7 @@ class Judge:
         is_sent = rows.column("_line").is_valid().to_numpy(zero_copy_only=False)
         # Where the next row that was not sent stands, or the end.
         unsent = [*np.flatnonzero(~is_sent).tolist(), len(ids)]
+        reader = self._reader
         outcomes: list[Outcome] = []
         held_bytes = 0
         for end in unsent:
@@ -89,9 +95,14 @@ class Judge:
                 if held_bytes >= _BATCH_BYTES:
                     return outcomes
                 start = len(outcomes)
-                for line in answers.next_run(ids[start : min(end, start + _RUN_ROWS)]):
-                    outcomes.append(outcome_in(part, line, self._reader))
-                    held_bytes += len(line.output) if line else 0
+                lines = answers.next_run(ids[start : min(end, start + _RUN_ROWS)])
+                outcomes += [
+                    outcome_of_regular(line, reader)
+                    if type(line) is RegularLine
+                    else outcome_in(part, line, reader)
+                    for line in lines
+                ]
+                held_bytes += sum(line.held_bytes for line in lines if line)
             if end == len(ids):
                 break
             reason = rows.column("_skip_reason")[end].as_py()
@@ -100,5 +111,5 @@ class Judge:
             else:
                 of_part, line = next(repeated)
                 outcomes.append(outcome_of_repeated(of_part, line, self._reader))
-                held_bytes += len(line.output) if line else 0
+                held_bytes += line.held_bytes if line else 0
         return outcomes

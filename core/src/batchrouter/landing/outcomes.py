@@ -23,6 +23,7 @@ import msgspec
 from batchrouter.landing.bodies import UnusableError
 from batchrouter.landing.envelope import REPLACED, Envelope, tokens
 from batchrouter.landing.outputs import OutputReader
+from batchrouter.landing.regular import Line, RegularLine
 from batchrouter.landing.report import PartToLand
 
 BATCH_FAILED = "batch_failed"
@@ -50,7 +51,7 @@ class Outcome(msgspec.Struct, gc=False):
     """Where it is not that of the row's own part."""
 
 
-def outcome_of(line: Envelope, reader: OutputReader) -> Outcome:
+def outcome_of(line: Line, reader: OutputReader) -> Outcome:
     """Judge one line.
 
     Example:
@@ -60,6 +61,9 @@ def outcome_of(line: Envelope, reader: OutputReader) -> Outcome:
         >>> outcome_of(line, TextReader()).value
         'yes'
     """
+    if type(line) is RegularLine:
+        return outcome_of_regular(line, reader)
+    assert isinstance(line, Envelope)
     told_in, told_out = tokens(line.usage)
     cost = line.cost
     outcome = Outcome(
@@ -95,6 +99,29 @@ def outcome_of(line: Envelope, reader: OutputReader) -> Outcome:
     return outcome
 
 
+def outcome_of_regular(line: RegularLine, reader: OutputReader) -> Outcome:
+    """Judge a line that is as nearly all are."""
+    usage = line.usage
+    outcome = Outcome(
+        "succeeded",
+        None,
+        None,
+        None,
+        line.provider,
+        line.provider_model,
+        usage.input_tokens,
+        usage.output_tokens,
+        line.cost.amount,
+        line.completed_at,
+    )
+    try:
+        outcome.value = reader.read_text(line.output.choices[0].message.content)
+    except UnusableError as error:
+        outcome.status = "invalid_output"
+        outcome.code, outcome.message, outcome.raw = error.code, str(error), error.raw
+    return outcome
+
+
 def _set_altered(outcome: Outcome, line: Envelope) -> None:
     outcome.status = "invalid_output"
     outcome.code = "invalid_unicode"
@@ -102,7 +129,7 @@ def _set_altered(outcome: Outcome, line: Envelope) -> None:
     outcome.raw = bytes(line.output).decode(errors="replace")
 
 
-def outcome_in(part: PartToLand, line: Envelope | None, reader: OutputReader) -> Outcome:
+def outcome_in(part: PartToLand, line: Line | None, reader: OutputReader) -> Outcome:
     """Judge a row that was sent: its line, or why it has none.
 
     A batch that was cancelled may have a line for each item all the same, and those that say no
@@ -149,7 +176,7 @@ def outcome_without_line(part: PartToLand) -> Outcome:
     return Outcome("missing", "no_line", "no readable line of the artifact names this item")
 
 
-def outcome_of_repeated(part: PartToLand, line: Envelope | None, reader: OutputReader) -> Outcome:
+def outcome_of_repeated(part: PartToLand, line: Line | None, reader: OutputReader) -> Outcome:
     """Judge a row whose request was sent for another row of `part`; it cost nothing more.
 
     Example:

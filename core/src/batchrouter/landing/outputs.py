@@ -6,6 +6,7 @@ repairs nothing: JSON inside a Markdown fence is no JSON.
 """
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -44,8 +45,17 @@ class OutputReader(Protocol):
         """The output's columns in their order."""
         ...
 
+    @property
+    def hears_text(self) -> bool:
+        """Every body is a model's, and its text is what counts."""
+        ...
+
     def read(self, body: msgspec.Raw) -> Read:
         """Read one body, or raise `UnusableError`."""
+        ...
+
+    def read_text(self, text: str) -> Any:
+        """Read a body's whole text, where text is heard, or raise `UnusableError`."""
         ...
 
     def arrays(self, values: Sequence[Any]) -> list["pa.Array[Any]"]:
@@ -78,11 +88,16 @@ class TextReader:
 
     def __init__(self, hear: Callable[[msgspec.Raw], Heard] = text_of) -> None:
         self._hear = hear
+        self.hears_text = hear is text_of
         self.fields = [pa.field(PLAIN_OUTPUT, pa.string())]
 
     def read(self, body: msgspec.Raw) -> Read:
         """Read the text; an empty one is an answer too."""
         return self._hear(body)
+
+    def read_text(self, text: str) -> str:
+        """Take the text as it stands."""
+        return text
 
     def arrays(self, values: Sequence[Any]) -> list["pa.Array[Any]"]:
         """Make the one column."""
@@ -96,6 +111,7 @@ class ObjectReader:
         self, compiled: CompiledSchema, hear: Callable[[msgspec.Raw], Heard] = text_of
     ) -> None:
         self._hear = hear
+        self.hears_text = hear is text_of
         self._columns = compiled.columns
         self._decode = compiled.decoder.decode
         self.fields = [pa.field(each.name, each.typed.arrow) for each in compiled.columns]
@@ -108,13 +124,26 @@ class ObjectReader:
         except _UNPARSABLE as error:
             raise _misfit(error, text, is_cut=is_cut) from None
 
+    def read_text(self, text: str) -> Any:
+        """Read the object; the message of a failure has the path of the first error."""
+        try:
+            return self._decode(text)
+        except _UNPARSABLE as error:
+            raise _misfit(error, text, is_cut=False) from None
+
     def arrays(self, values: Sequence[Any]) -> list["pa.Array[Any]"]:
         """Make a column of each property."""
-        return [_column(each.typed, each.attribute, values) for each in self._columns]
+        there = [each for each in values if each is not None]
+        columns = [_column(each.typed, each.attribute, there) for each in self._columns]
+        if len(there) == len(values):
+            return columns
+        is_there = np.fromiter((each is not None for each in values), np.bool_, len(values))
+        places = pa.array(np.cumsum(is_there) - 1, pa.int64(), mask=~is_there)
+        return [column.take(places) for column in columns]
 
 
 def _column(typed: Typed, attribute: str, values: Sequence[Any]) -> "pa.Array[Any]":
-    held = [None if each is None else getattr(each, attribute) for each in values]
+    held = list(map(attrgetter(attribute), values))
     return pa.array(plain(held) if typed.is_nested else held, typed.arrow)
 
 
@@ -137,11 +166,16 @@ class UnreadOutput:
 
     def __init__(self) -> None:
         self.fields: list[pa.Field[Any]] = []
+        self.hears_text = False
 
     def read(self, body: msgspec.Raw) -> Read:
         """Leave the body alone."""
         del body
         return None, False
+
+    def read_text(self, text: str) -> None:
+        """Leave the text alone."""
+        del text
 
     def arrays(self, values: Sequence[Any]) -> list["pa.Array[Any]"]:
         """Make no column."""
@@ -154,6 +188,7 @@ class VectorReader:
 
     def __init__(self, size: int | None) -> None:
         self._size = size
+        self.hears_text = False
         many = pa.list_(pa.float32()) if size is None else pa.list_(pa.float32(), size)
         self.fields = [pa.field(PLAIN_OUTPUT, many)]
 
@@ -164,6 +199,10 @@ class VectorReader:
             told = f"the vector has {len(vector)} numbers, the table's have {self._size}"
             raise UnusableError("embedding_size", told, bytes(body).decode(errors="replace"))
         return vector, False
+
+    def read_text(self, text: str) -> Any:
+        """Refuse: no text is a vector."""
+        raise UnusableError("no_output", "the body holds no vector", text)
 
     def arrays(self, values: Sequence[Vector | None]) -> list["pa.Array[Any]"]:
         """Make the one column, without a Python object a number."""

@@ -190,6 +190,7 @@ def share_judge(setup: Mapping[str, Any]) -> Work:
                 rejects,
                 from_byte=share.from_byte,
                 to_byte=share.to_byte,
+                read=judge.read_line,
             ) as answers,
             pa.OSFile(str(path), "wb") as file,
             pa.ipc.new_stream(file, staged) as out,
