@@ -65,8 +65,10 @@ format: $(READY) ## put the code into the house's format and mend what lint can 
 
 bench: $(READY) ## speed and memory, measured; prints tables; ROWS=2000000 KEYS=100000000 for the large ones
 	$(BIN)/python tests/benchmarks/bench_build.py --rows $(ROWS)
+	$(BIN)/python tests/benchmarks/bench_peers.py
 	$(BIN)/python tests/benchmarks/bench_land.py --lines $(ROWS)
 	$(BIN)/python tests/benchmarks/bench_keys.py --keys $(KEYS)
+	$(BIN)/python tests/benchmarks/bench_upload.py
 
 drills: drills-core $(MEMBERS:%=drills-%) ## the long kill and fault runs: every kill point, every lost reply
 
