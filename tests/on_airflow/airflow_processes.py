@@ -44,7 +44,7 @@ class Airflow:
         self._airflow("db", "migrate")
         for name in PROCESSES:
             self.start_process(name)
-        self.wait_until(self._is_healthy, 120, "Airflow to be healthy")
+        self.wait_until(self._is_healthy, 300, "Airflow to be healthy")
         self._token = self._call("GET", "/auth/token", token=False)["access_token"]
 
     def start_process(self, name: str) -> None:

@@ -25,7 +25,10 @@ os.environ |= {
 }
 
 
-CONFIG = {"credits": {"initial_usd": "100000"}, "lanes": [lane("quick"), lane("long", 20)]}
+CONFIG = {
+    "credits": {"initial_usd": "100000"},
+    "lanes": [lane("quick"), lane("long", 20), lane("flaky", failure_rate=0.5)],
+}
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,13 @@
 from typing import Any
 
 
-def lane(name: str, latency_s: float = 0.0) -> dict[str, Any]:
+def lane(name: str, latency_s: float = 0.0, **options: Any) -> dict[str, Any]:
     return {
         "provider": f"simulated-{name}",
         "region": "global",
         "privacy_tiers": ["standard"],
         "capacity_items": 5_000_000,
-        "options": {"latency_s": latency_s},
+        "options": {"latency_s": latency_s, **options},
         "models": [
             {
                 "name": name,

@@ -13,7 +13,7 @@ import pytest
 
 from on_airflow.stage import ROWS, Stage, running_stage
 
-pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1500)]
 
 PURCHASE = "/v1/batches"
 ARTIFACT = "*/artifact*"

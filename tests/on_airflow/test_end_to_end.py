@@ -10,7 +10,7 @@ import pytest
 from on_airflow.airflow_processes import Airflow
 from on_airflow.stage import Stage, running_stage
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
@@ -89,4 +89,4 @@ def test_an_asset_alias_has_the_table_with_its_counts(stage: Stage) -> None:
     links = stage.airflow.call(
         "GET", f"/api/v2/dags/whole/dagRuns/{run_id}/taskInstances/label/links"
     )
-    assert links["extra_links"]["Batch"].startswith(stage.router.base_url)
+    assert links["extra_links"]["Batch"].startswith(stage.proxy.base_url)

@@ -46,7 +46,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
 
 
 @pytest.mark.drill
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_examples_run_on_a_real_airflow(airflow: Airflow) -> None:
     nightly = airflow.trigger("nightly_labels", logical_date="2026-11-21T00:00:00Z")
     airflow.wait_for_run("nightly_labels", nightly, timeout_s=240)

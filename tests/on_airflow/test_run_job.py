@@ -1,6 +1,7 @@
 """The whole job in one task, on the embedded router: bought once, whatever happens to the task."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -12,7 +13,8 @@ from airflow.serialization.serialized_objects import BaseSerialization
 from airflow_provider_batchrouter.operators import BatchrouterRunJobOperator
 
 from batchrouter import Client
-from batchrouter.testing import RunningRouter
+from batchrouter.errors import TransportError
+from batchrouter.testing import FaultProxy, RunningRouter
 from on_airflow.tasks import Task, deferral, fired, to_the_end
 
 pytestmark = pytest.mark.usefixtures("connect")
@@ -179,3 +181,47 @@ def test_two_map_indexes_are_two_runs(job: dict[str, Any], task: Task) -> None:
 
     assert first.trigger.run_names["run_key"] == f"nightly/label/{task.run_id}/0"
     assert second.trigger.batch_ids != first.trigger.batch_ids
+
+
+def test_a_round_that_resends_what_failed_defers_again(
+    job: dict[str, Any], task: Task, router: RunningRouter
+) -> None:
+    job |= {"route": {"models": ["flaky"]}, "retry_failed": 1}
+
+    receipt = to_the_end(lambda: operator(job), task)
+
+    assert len(batches(router, task)) == 2
+    assert sum(receipt["rows"].values()) == 12
+    assert receipt["rows"]["failed"] < 12
+
+
+def test_a_router_that_is_away_is_waited_for_once_something_is_bought(
+    job: dict[str, Any], task: Task, router: RunningRouter, connect: Any
+) -> None:
+    with FaultProxy(router.base_url) as proxy:
+        connect(host=proxy.base_url, extra={"max_attempts": 1})
+        job["route"] = {"models": ["long"]}
+        deferral(operator(job).execute, task.context)
+        proxy.go_away()
+
+        away = deferral(operator(job).execute_complete, task.context, {"status": "ended"})
+        hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+        with pytest.raises(TransportError):
+            operator(job).execute_complete(
+                task.context, {"status": "deadline", "failing_since": hour_ago}
+            )
+        proxy.come_back()
+        back = deferral(operator(job).execute_complete, task.context, {"status": "deadline"})
+
+    assert away.trigger.batch_ids == []
+    assert set(away.trigger.passed_on) == {"failing_since"}
+    assert len(back.trigger.batch_ids) == 1
+
+
+def test_a_router_that_is_away_before_anything_is_bought_is_airflows_retry(
+    job: dict[str, Any], task: Task, connect: Any
+) -> None:
+    connect(host="http://127.0.0.1:9", extra={"max_attempts": 1})
+
+    with pytest.raises(TransportError):
+        operator(job).execute(task.context)

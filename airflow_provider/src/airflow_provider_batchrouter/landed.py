@@ -23,13 +23,23 @@ _TOLD = (
 
 
 def tell_assets(operator: Any, context: Mapping[str, Any], receipt: Mapping[str, Any]) -> None:
-    """Put counts and cost into the events of the task's outlets.
+    """Log what was landed, and put counts and cost into the events of the task's outlets.
 
     An `AssetAlias` gets the table's own location as its asset, decided now; an `Asset` keeps
     its own name.
     """
     from airflow.providers.common.compat.sdk import Asset, AssetAlias  # noqa: PLC0415 - with a task
 
+    rows = ", ".join(f"{count} {status}" for status, count in receipt["rows"].items() if count)
+    operator.log.info(
+        "%s: %d rows (%s) at %s; settled %s of quoted %s USD",
+        receipt["outcome"],
+        receipt["row_count"],
+        rows,
+        receipt["location"],
+        receipt["settled_usd"],
+        receipt["quoted_usd"],
+    )
     events = context.get("outlet_events")
     if events is None:
         return

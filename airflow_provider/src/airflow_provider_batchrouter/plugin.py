@@ -88,13 +88,21 @@ def _open_receiver(conn_id: str) -> Any:
         ConfigError: The connection lacks the secret or the inbox.
     """
     from airflow.models.connection import Connection  # noqa: PLC0415 - the api-server only
+    from airflow.providers.common.compat.sdk import (  # noqa: PLC0415 - likewise
+        AirflowNotFoundException,
+        BaseHook,
+    )
 
     from airflow_provider_batchrouter.accounts import settings_from  # noqa: PLC0415 - likewise
     from batchrouter.errors import ConfigError  # noqa: PLC0415 - loads pydantic
     from batchrouter.webhooks.inbox import open_inbox  # noqa: PLC0415 - loads SQLAlchemy
     from batchrouter.webhooks.receiver import receiver  # noqa: PLC0415 - likewise
 
-    connection = Connection.get_connection_from_secrets(conn_id)
+    try:
+        connection: Any = Connection.get_connection_from_secrets(conn_id)
+    except AirflowNotFoundException:
+        # Airflow 3.2 calls a variable unknown whose extra is an object in its JSON.
+        connection = BaseHook.get_connection(conn_id)
     settings = settings_from(connection, connection.extra_dejson)
     if settings.webhook_secret is None or settings.inbox_url is None:
         raise ConfigError("it has no webhook_secret or no inbox_url, so nothing can be received")

@@ -125,6 +125,15 @@ class JobTask(BaseOperator):
             "row_count": status.row_count,
             "committed_usd": status.to_dict()["committed_usd"],
         }
+        self.log.info(
+            "run %r of job %r: %d batches (%s), %s rows, at most %s USD",
+            status.run_key,
+            status.job,
+            len(status.batch_ids),
+            ", ".join(status.batch_ids[-3:]) or "none yet",
+            status.row_count,
+            told["committed_usd"],
+        )
         ti = context["ti"]
         ti.xcom_push(key=RUN_KEY, value=told)
         if status.batch_ids:

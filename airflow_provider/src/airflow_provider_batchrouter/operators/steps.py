@@ -13,6 +13,7 @@ from airflow_provider_batchrouter.accounts import DEFAULT_CONNECTION
 from airflow_provider_batchrouter.failing import as_airflow
 from airflow_provider_batchrouter.hooks import BatchrouterHook
 from airflow_provider_batchrouter.identity import run_key_of
+from airflow_provider_batchrouter.killing import cancel_if_decided
 from airflow_provider_batchrouter.landed import check_share, tell_assets
 from airflow_provider_batchrouter.lineage import TableLineage
 from airflow_provider_batchrouter.operators.job_task import JobTask
@@ -94,6 +95,13 @@ class BatchrouterSubmitOperator(JobTask):
         with self.open_run(context) as run:
             run.submit()
             return self.tell_of_batches(context, run)
+
+    def on_kill(self) -> None:
+        """Cancel what was bought if a person ended the task for good in mid-purchase."""
+        if self._names:
+            cancel_if_decided(
+                self._names, self._attempt, conn_id=self.batchrouter_conn_id, on_timeout="leave"
+            )
 
 
 class BatchrouterLandOperator(TableLineage, JobTask):
