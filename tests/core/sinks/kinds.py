@@ -137,9 +137,28 @@ def _postgresql(root: Path, url: str) -> Kind:
     return Kind("postgresql", f"postgresql:here#public.{table}", read, root, env)
 
 
+def _iceberg(root: Path) -> Kind:
+    import polars as pl
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    told = {"uri": f"sqlite:///{root}/catalog.db", "warehouse": f"file://{root}/warehouse"}
+
+    def read() -> list[Row]:
+        catalog = SqlCatalog("lake", **told)
+        try:
+            return pl.scan_iceberg(catalog.load_table("ns.t")).collect().to_dicts()
+        finally:
+            catalog.close()
+
+    env = {f"PYICEBERG_CATALOG__LAKE__{name.upper()}": value for name, value in told.items()}
+    env["POLARS_ICEBERG_PLANNER"] = "pyiceberg"  # the other one is a package that is not here
+    return Kind("iceberg", "iceberg:lake.ns.t", read, root, env)
+
+
 KINDS: dict[str, Callable[..., Kind]] = {
     "delta": _delta,
     "duckdb": _duckdb,
+    "iceberg": _iceberg,
     "postgresql": _postgresql,
     "sqlite": _sqlite,
 }
