@@ -122,6 +122,7 @@ class Stage:
             "server",
             [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)],
             PREFECT_API_URL="",
+            PREFECT_UI_API_URL=self.api_url,
         )
 
     def actor(self, name: str, command: list[str], **env: str) -> Actor:
@@ -146,12 +147,14 @@ class Stage:
         except AssertionError as error:
             raise AssertionError(f"{error}; its log ends:\n{self.server.tail()}") from None
 
-    def run(self, *command: str, timeout_s: float = 120.0) -> str:
+    def run(
+        self, *command: str, timeout_s: float = 180.0, cwd: Path | None = None, **env: str
+    ) -> str:
         """Run one command of this environment to its end."""
         done = subprocess.run(
             [str(_BIN / command[0]), *command[1:]],
-            env=self.env,
-            cwd=self.folder,
+            env={**self.env, **env},
+            cwd=cwd or self.folder,
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import duckdb
 import pyarrow.dataset as ds
 import pytest
 
@@ -74,8 +75,8 @@ def test_a_price_that_needs_a_person_suspends_before_anything_is_bought(
     assert not (folder / "labelled").exists()
 
 
-def test_every_night_buys_only_the_days_that_are_missing(folder: Path, account: str) -> None:
-    flow = load(folder / "nightly.py").label_nightly
+def test_mapped_days_buy_only_what_is_missing(folder: Path, account: str) -> None:
+    flow = load(folder / "days.py").label_days
     second = folder / "tickets" / "day=2026-11-23.csv"
     kept = second.read_text("utf-8")
     second.unlink()
@@ -90,3 +91,20 @@ def test_every_night_buys_only_the_days_that_are_missing(folder: Path, account: 
         "2026-11-22": 4,
     }
     assert sorted(labelled(folder)) == ["T-1", "T-2", "T-3", "T-4", "T-5", "T-6"]
+
+
+def test_every_night_buys_only_what_is_new(folder: Path, account: str) -> None:
+    flow = load(folder / "nightly.py").label_nightly
+    second = folder / "tickets" / "day=2026-11-23.csv"
+    kept = second.read_text("utf-8")
+    second.unlink()
+
+    first_night = flow(account, night="2026-11-22")
+    second.write_text(kept, "utf-8")
+    next_night = flow(account, night="2026-11-23")
+
+    assert (first_night["row_count"], first_night["unchanged"]) == (4, 0)
+    assert (next_night["row_count"], next_night["unchanged"]) == (2, 4)
+    with duckdb.connect("labelled.duckdb", read_only=True) as table:
+        found = table.execute("SELECT ticket_id FROM tickets ORDER BY 1").fetchall()
+    assert [row[0] for row in found] == ["T-1", "T-2", "T-3", "T-4", "T-5", "T-6"]

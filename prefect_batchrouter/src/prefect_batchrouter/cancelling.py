@@ -6,7 +6,7 @@ no process and no runner, so no hook; an automation starts the janitor for it.
 
 from collections.abc import Mapping
 from logging import LoggerAdapter
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, get_client
@@ -21,7 +21,7 @@ from prefect_batchrouter.blocking import load_block
 from prefect_batchrouter.credentials import BatchrouterCredentials
 from prefect_batchrouter.suspending import runs_of, say_awake
 
-_Log = LoggerAdapter[Any]
+Log = LoggerAdapter[Any]
 
 
 # Prefect's runner calls hooks with keywords: the names of these parameters are its own.
@@ -37,7 +37,7 @@ def cancel_on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State
     """
     with get_client(sync_client=True) as client:
         known = client.read_flow_run(flow_run.id)
-    log: _Log = flow_run_logger(flow_run, flow)  # pyright: ignore[reportAssignmentType] - it adapts
+    log = cast("Log", flow_run_logger(flow_run, flow))
     cancel_runs_of(known, log, reason=state.message or "the flow run was cancelled")
 
 
@@ -54,7 +54,7 @@ def cancel_abandoned_runs(flow_run_id: UUID) -> int:
     Raises:
         BatchrouterError: A batch could not be cancelled; running this again tries again.
     """
-    log: _Log = get_run_logger()  # pyright: ignore[reportAssignmentType] - it adapts
+    log = run_log()
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(flow_run_id)
     if flow_run.state is None or not flow_run.state.is_cancelled():
@@ -66,7 +66,12 @@ def cancel_abandoned_runs(flow_run_id: UUID) -> int:
     return count
 
 
-def cancel_runs_of(flow_run: FlowRun, log: _Log, *, reason: str) -> int:
+def run_log() -> Log:
+    """The log of the flow run that is at work."""
+    return cast("Log", get_run_logger())
+
+
+def cancel_runs_of(flow_run: FlowRun, log: Log, *, reason: str) -> int:
     """Cancel every run that a flow run carries, by what it left in its labels.
 
     Returns:

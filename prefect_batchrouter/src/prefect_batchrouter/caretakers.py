@@ -5,6 +5,7 @@ An automation starts the janitor when a flow run is cancelled while it sleeps.
 Everything has a fixed name, so that setting up again changes what is there and adds nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,9 +23,9 @@ from prefect.types.entrypoint import EntrypointType
 from batchrouter.errors import ConfigError
 from prefect_batchrouter.blocking import blocking
 from prefect_batchrouter.cancelling import cancel_abandoned_runs
-from prefect_batchrouter.suspending import WAITING_TAG
 from prefect_batchrouter.sweeping import sweep_suspended_runs
 
+FLOW = "run-batch-job"
 NAME = "batchrouter"
 """Of both deployments."""
 CANCEL_AUTOMATION = "batchrouter: cancel the batches of cancelled flow runs"
@@ -86,6 +87,7 @@ def set_up_caretakers(
     work_pool: str,
     credentials: str | None = None,
     *,
+    flows: Sequence[str] = (FLOW,),
     sweep_every: timedelta = SWEEP_EVERY,
     job_variables: dict[str, Any] | None = None,
     image: str | None = None,
@@ -95,6 +97,8 @@ def set_up_caretakers(
     Args:
         work_pool: Where they run; its environment has this package installed.
         credentials: As `caretaker_deployments`.
+        flows: Names of the flows whose cancelled runs start the janitor at once; those of others
+            are found by the sweeper.
         sweep_every: How often the sweeper looks.
         job_variables: For the work pool, such as `env`.
         image: For pools that run containers.
@@ -111,20 +115,24 @@ def set_up_caretakers(
     sweeper, janitor = caretaker_deployments(credentials, sweep_every=sweep_every, **options)
     sweeper_id = blocking(sweeper.apply)(image=image)
     janitor_id = blocking(janitor.apply)(image=image)
-    automation_id = save_automation(cancel_automation(janitor_id))
+    automation_id = save_automation(cancel_automation(janitor_id, flows))
     return Caretakers(sweeper_id, janitor_id, automation_id)
 
 
-def cancel_automation(janitor_id: UUID) -> Automation:
-    """Describe what starts the janitor: a flow run that waited for a batch was cancelled."""
+def cancel_automation(janitor_id: UUID, flows: Sequence[str] = (FLOW,)) -> Automation:
+    """Describe what starts the janitor: a run of one of these flows was cancelled.
+
+    Not by the tags of the flow run: for five minutes after it began, Prefect's events still have
+    those that it began with.
+    """
     return Automation(
         name=CANCEL_AUTOMATION,
         description="A sleeping flow run has no process whose hook could cancel its batches.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Cancelled"},
             match_related=ResourceSpecification({
-                "prefect.resource.role": "tag",
-                "prefect.resource.id": f"prefect.tag.{WAITING_TAG}",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": list(flows),
             }),
             posture=Posture.Reactive,
             threshold=1,

@@ -1,5 +1,6 @@
 """`prefect-batchrouter`: the receiver, and the setting up of sweeper and janitor."""
 
+import logging
 import os
 import socket
 import sys
@@ -38,21 +39,41 @@ def program() -> None:
     metavar="SECONDS",
     help="How often the sweeper looks.",
 )
+@click.option(
+    "--flow",
+    "flows",
+    multiple=True,
+    metavar="NAME",
+    help="A flow of yours that calls finish_run, beside run-batch-job: when a run of it is "
+    "cancelled, the janitor starts at once and not at the next sweep.",
+)
 @click.option("--image", help="For a pool that runs containers: an image with this package.")
-def setup(*, pool: str, credentials: str | None, sweep_every: int, image: str | None) -> None:
+def setup(
+    *,
+    pool: str,
+    credentials: str | None,
+    sweep_every: int,
+    flows: tuple[str, ...],
+    image: str | None,
+) -> None:
     """Deploy the sweeper and the janitor, and make the automation between Prefect and them.
 
     The sweeper resumes flow runs whose batch has ended although no webhook came. The janitor
-    cancels the batches of a flow run that was cancelled while it slept. Running this again brings
-    them up to date.
+    cancels the batches of a flow run that was cancelled while it slept; what no automation told
+    it of, the sweeper finds. Running this again brings them up to date.
     """
     from prefect_batchrouter.caretakers import (  # noqa: PLC0415 - `--help` does without Prefect
         CANCEL_AUTOMATION,
+        FLOW,
         set_up_caretakers,
     )
 
     made = set_up_caretakers(
-        pool, credentials, sweep_every=timedelta(seconds=sweep_every), image=image
+        pool,
+        credentials,
+        flows=(FLOW, *flows),
+        sweep_every=timedelta(seconds=sweep_every),
+        image=image,
     )
     click.echo(f"sweep-suspended-runs/batchrouter   every {sweep_every} s   {made.sweeper_id}")
     click.echo(f"cancel-abandoned-runs/batchrouter  {made.janitor_id}")
@@ -93,6 +114,8 @@ def receive(*, host: str, port: int, inbox_url: str | None, events_only: bool) -
     app = waking_receiver(
         secret, inbox_url=url or "memory://batchrouter-inbox", resume=not events_only
     )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     listening = _listen(host, port)
     click.echo(f"Receiving on http://{host}:{listening.getsockname()[1]}", err=True)
     config = uvicorn.Config(app, access_log=False, log_level="warning", lifespan="on")

@@ -216,7 +216,8 @@ def _story(given: dict[str, Any]) -> _Story:
     wait, timeout_s = given.pop("wait"), given.pop("timeout_s")
     plan: Plan = yield _Call(partial(plan_of, **given))
     way, why = yield _Call(lambda: choose_wait(wait, plan, has_sweeper=has_sweeper()))
-    get_run_logger().info("wait=%s: %s, since %s", wait, way, why)
+    told = "suspends while its batch runs" if way == "suspend" else "polls"
+    get_run_logger().info("wait=%s: this flow run %s; %s", wait, told, why)
     yield _Call(lambda: check_places(plan))
     yield _Call(lambda: say_run(plan))
     if not (yield _Call(lambda: steps.has_bought(plan))):

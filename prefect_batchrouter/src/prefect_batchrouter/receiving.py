@@ -18,7 +18,7 @@ from batchrouter.webhooks.inbox import KEPT, Inbox, open_inbox
 from batchrouter.webhooks.receiver import AsgiApp, Receive, Scope, Send, receiver
 from batchrouter.webhooks.signing import Event
 from prefect_batchrouter.showing import emit_batch_event
-from prefect_batchrouter.waking import sleepers, wake_all
+from prefect_batchrouter.waking import pauses, sleepers, wake_all
 
 _log = logging.getLogger("prefect_batchrouter.receiving")
 
@@ -98,15 +98,19 @@ class _WakingReceiver:
         task.add_done_callback(lambda _: self._under_way.pop(event.batch_id, None))
 
     async def _wake(self, event: Event, *, is_news: bool) -> None:
-        try:
-            client = await self._prefect()
-            if is_news:
-                waiting = await sleepers(client, event.batch_id)
-                _tell(event, [str(each.id) for each in waiting])
-            if self._resume:
-                await wake_all(client, event.batch_id)
-        except Exception:  # noqa: BLE001 - the receiver goes on; the sweeper finds this flow run
-            _log.exception("could not wake for %s", event.batch_id)
+        async for _ in pauses(f"wake for {event.batch_id}"):
+            try:
+                client = await self._prefect()
+                if is_news:
+                    waiting = await sleepers(client, event.batch_id)
+                    _tell(event, [str(each.id) for each in waiting])
+                    is_news = False
+                if self._resume:
+                    await wake_all(client, event.batch_id)
+            except Exception as error:  # noqa: BLE001 - Prefect is away: whatever its client raises
+                _log.warning("Prefect does not answer: %s", error)
+            else:
+                return
 
     async def _prefect(self) -> PrefectClient:
         if self._client is None:

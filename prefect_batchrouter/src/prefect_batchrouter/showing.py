@@ -7,8 +7,9 @@ import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -32,6 +33,8 @@ _log = get_logger("prefect_batchrouter")
 _NOT_IN_KEY = re.compile(r"[^a-z0-9]+")
 _NOT_IN_ASSET = re.compile(r"[\s#?&%\"'<>\[\]{}|\\^`]")
 _MOST_ASSET_CHARS = 512
+_PATHS = {"parquet": "file", "delta": "file", "iceberg": "file", "duckdb": "duckdb"}
+"""Kinds of sinks whose table is named by where it is, and the scheme of its asset."""
 _UPDATE_EVERY_S = 5.0
 _PERCENT = 100.0
 
@@ -195,15 +198,33 @@ class ProgressBar:
                 )
 
 
-def asset_key(location: str) -> str | None:
-    """Name the landed table as an asset, None where Prefect's keys cannot hold the name.
+def asset_key(sink: str) -> str | None:
+    """Name a job's table as an asset, None where Prefect's keys cannot hold the name.
+
+    Credentials, ports and queries are no part of the name; a local path is made absolute.
 
     Example:
-        >>> asset_key("s3://lake/labelled"), asset_key("/lake/labelled"), asset_key("/my lake")
-        ('s3://lake/labelled', 'file:///lake/labelled', None)
+        >>> asset_key("s3://lake/labelled"), asset_key("parquet:/lake/labelled")
+        ('s3://lake/labelled', 'file:///lake/labelled')
+        >>> asset_key("duckdb:/lake/all.duckdb#labelled"), asset_key("/my lake")
+        ('duckdb:///lake/all.duckdb/labelled', None)
+        >>> asset_key("postgresql://ann:secret@db:5432/lake#labelled")
+        'postgresql://db/lake/labelled'
+        >>> asset_key("postgresql:warehouse#public.labelled")
+        'postgresql://warehouse/public.labelled'
     """
-    scheme, separator, rest = location.partition("://")
-    key = f"{scheme.lower()}://{rest}" if separator else f"file://{location}"
+    kind, colon, rest = sink.partition(":")
+    is_prefixed = bool(colon) and not rest.startswith("//") and kind.isalnum()
+    address, _, table = (rest if is_prefixed else sink).partition("#")
+    if "://" in address:
+        parts = urlsplit(address)
+        key = f"{parts.scheme.lower()}://{parts.hostname or ''}{parts.path}"
+    elif is_prefixed and kind not in _PATHS:
+        key = f"{kind}://{address}"  # the name of a connection
+    else:
+        scheme = _PATHS.get(kind, "file") if is_prefixed else "file"
+        key = f"{scheme}://{Path(address).expanduser().resolve()}"
+    key = f"{key.rstrip('/')}/{table}" if table else key
     return None if _NOT_IN_ASSET.search(key) or len(key) > _MOST_ASSET_CHARS else key
 
 

@@ -6,10 +6,8 @@ Handed on are ids, counts and money, under 2 KB: never rows, never secrets.
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchrouter.api.settings import masked_url
 from batchrouter.money import format_usd
 from prefect_batchrouter.planning import Plan
 
@@ -127,11 +125,3 @@ def _told_quote(quoted: "QuoteSummary") -> Told:
         "why": quoted.why[:300],
         "expires_at": quoted.expires_at and quoted.expires_at.isoformat(),
     }
-
-
-def sink_location(plan: Plan) -> str:
-    """Where the job's table is, without credentials; a local path made absolute."""
-    sink = plan.job.resolved_sink.removeprefix("parquet:")
-    if "://" in sink or ":" in sink.split("/", 1)[0]:
-        return masked_url(sink)
-    return str(Path(sink).expanduser().resolve())

@@ -83,7 +83,7 @@ def choose_wait(
     if wait == "suspend" and obstacle:
         raise ConfigError(f"wait: cannot suspend: {obstacle}; use 'poll' or 'auto'")
     if wait != "auto":
-        return wait, "it was asked for"
+        return wait, "as asked for"
     if obstacle:
         return "poll", obstacle
     if plan.settings.webhook_url is None and not has_sweeper:

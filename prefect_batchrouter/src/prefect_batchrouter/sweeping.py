@@ -1,5 +1,8 @@
 """The sweeper: wakes flow runs whose batch has ended although no webhook came.
 
+It also cancels the batches of flow runs that were cancelled while they slept, should no automation
+have told the janitor of them.
+
 It keeps nothing between two sweeps. Each flow run looked at its batches right before it fell
 asleep, so whatever has ended since then has changed since then: one listing of changed batches,
 a thousand a page, serves any number of sleepers. Without sleepers the API is not asked.
@@ -16,11 +19,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging import get_run_logger
 
 from batchrouter import Settings
+from batchrouter.errors import BatchrouterError
 from prefect_batchrouter.blocking import load_block
+from prefect_batchrouter.cancelling import cancel_runs_of, run_log
 from prefect_batchrouter.credentials import BatchrouterCredentials
 from prefect_batchrouter.planning import Account
-from prefect_batchrouter.suspending import batch_ids_of, is_ours, look_again_at
-from prefect_batchrouter.waking import sleepers, try_resume
+from prefect_batchrouter.suspending import batch_ids_of, is_ours, look_again_at, say_awake
+from prefect_batchrouter.waking import abandoned, sleepers, try_resume
 
 if TYPE_CHECKING:
     from batchrouter import AsyncClient
@@ -37,13 +42,16 @@ _AT_ONCE = 8
 async def sweep_suspended_runs(credentials: Account = None) -> dict[str, int]:
     """Resume flow runs whose batches have ended, or whose time to look again has come.
 
+    Those that were cancelled while they slept get their batches cancelled, of any account.
+
     Args:
         credentials: The account whose batches are looked at: a block, the name of a saved one,
             or nothing for the `BATCHROUTER_…` variables. Flow runs of other accounts sleep on.
 
     Returns:
         ``suspended``: flow runs that sleep for a batch; ``ended``: those among them that were
-        due; ``resumed``: those that Prefect accepted; ``requests``: to the batchrouter API.
+        due; ``resumed``: those that Prefect accepted; ``abandoned``: runs of cancelled flow
+        runs that were asked to cancel; ``requests``: to the batchrouter API, for the listing.
 
     Raises:
         BatchrouterError: The API cannot be read; the next sweep begins anew.
@@ -56,6 +64,8 @@ async def sweep_suspended_runs(credentials: Account = None) -> dict[str, int]:
         now = datetime.now(UTC)
         due = [each for each in asleep if _is_due(each, ended, now)]
         resumed = await _resume(prefect, due)
+        lost = await abandoned(prefect)
+    cancelled = sum([await asyncio.to_thread(_clean_up, each) for each in lost])
     log.info(
         "%s flow runs sleep, %s are due, %s resumed, %s requests",
         len(asleep),
@@ -67,6 +77,7 @@ async def sweep_suspended_runs(credentials: Account = None) -> dict[str, int]:
         "suspended": len(asleep),
         "ended": len(due),
         "resumed": resumed,
+        "abandoned": cancelled,
         "requests": requests,
     }
 
@@ -103,6 +114,17 @@ async def _listed(client: "AsyncClient", since: datetime, wanted: set[str]) -> t
         if not after or not unseen:
             return ended & wanted, requests
     return ended & wanted, _MOST_PAGES
+
+
+def _clean_up(flow_run: FlowRun) -> int:
+    """Cancel what a cancelled flow run has bought, and take it off the list."""
+    log = run_log()
+    try:
+        count = cancel_runs_of(flow_run, log, reason=f"flow run {flow_run.name} was cancelled")
+    except (BatchrouterError, ValueError):
+        return 0  # it is logged, and the next sweep tries again
+    say_awake(flow_run.id)
+    return count
 
 
 def _is_due(flow_run: FlowRun, ended: set[str], now: datetime) -> bool:

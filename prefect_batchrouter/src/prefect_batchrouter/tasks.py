@@ -349,7 +349,7 @@ def tell_landed(plan: Plan, receipt: Told) -> None:
     for batch_id in receipt["batch_ids"]:
         emit_batch_event("landed", batch_id, payload={"run_key": receipt["run_key"]})
     # The asset is the job's table, and not one run's file in it.
-    key = asset_key(steps.sink_location(plan))
+    key = asset_key(plan.job.resolved_sink)
     if key is not None:
         record_table.with_options(assets=[key])(key, receipt)
 

@@ -8,6 +8,7 @@ sleeps for this batch, and go on until it is awake, final, or waits for somethin
 import asyncio
 import logging
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -70,10 +71,21 @@ async def sleepers(client: PrefectClient, batch_id: str | None = None) -> list[F
         client: Prefect's.
         batch_id: None for all of them.
     """
+    return await _tagged(client, batch_id, _OPEN)
+
+
+async def abandoned(client: PrefectClient) -> list[FlowRun]:
+    """Find flow runs that were cancelled while they waited, and whose batches may still run."""
+    return await _tagged(client, None, [StateType.CANCELLED])
+
+
+async def _tagged(
+    client: PrefectClient, batch_id: str | None, states: list[StateType]
+) -> list[FlowRun]:
     tags = [WAITING_TAG] if batch_id is None else [WAITING_TAG, batch_tag(batch_id)]
     wanted = FlowRunFilter(
         tags=FlowRunFilterTags(all_=tags),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN)),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
     )
     found: list[FlowRun] = []
     while True:
@@ -92,19 +104,28 @@ async def wake_all(
         What became of each; empty when none waits for it.
     """
     end_s = time.monotonic() + patience_s
-    pause_s = FIRST_PAUSE_S
-    while True:
+    async for _ in pauses(f"find who waits for {batch_id}", patience_s):
         try:
             found = await sleepers(client, batch_id)
-            break
         except _UNREACHABLE as error:
-            if time.monotonic() >= end_s:
-                _log.error("gave up looking for who waits for %s: %s", batch_id, error)
-                return []
-            _log.warning("cannot ask Prefect now, going on in %.1f s: %s", pause_s, error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-    return list(await asyncio.gather(*(wake(client, each.id, batch_id, end_s) for each in found)))
+            _log.warning("Prefect does not answer: %s", error)
+            continue
+        waking = (wake(client, each.id, batch_id, end_s) for each in found)
+        return list(await asyncio.gather(*waking))
+    return []
+
+
+async def pauses(what: str, patience_s: float = PATIENCE_S) -> AsyncGenerator[None]:
+    """Let a loop try at once, then after longer and longer pauses, and not for ever."""
+    end_s = time.monotonic() + patience_s
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield
+        if time.monotonic() >= end_s:
+            _log.error("gave up trying to %s: the sweeper is left to it", what)
+            return
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 async def wake(client: PrefectClient, flow_run_id: UUID, batch_id: str, end_s: float) -> Woken:
@@ -121,7 +142,7 @@ async def wake(client: PrefectClient, flow_run_id: UUID, batch_id: str, end_s: f
         except ObjectNotFound:
             verdict = "gone"
         except _UNREACHABLE as error:
-            _log.warning("cannot ask Prefect now, going on in %.1f s: %s", pause_s, error)
+            _log.warning("Prefect does not answer, going on in %.1f s: %s", pause_s, error)
             verdict = None
         if verdict is None and time.monotonic() >= end_s:
             _log.error("gave up waking flow run %s: the sweeper will find it", flow_run_id)
