@@ -8,6 +8,7 @@ steps included, whatever the test did.
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,9 @@ concurrency: {{runs: {{max_concurrent_runs: {runs}}}}}
 sensors: {{use_threads: true, num_workers: 2}}
 nux: {{enabled: false}}
 """
+
+_WORKER_PID = re.compile(r"process for run \(pid: (\d+)\)")
+"""By Dagster's own words in the run's log."""
 
 _START_S = 120.0
 """The machine of the tests may be busy: a code server alone takes ten seconds of CPU."""
@@ -110,19 +114,17 @@ class Deployment:
     def pids_of_run(self, run_id: str) -> dict[str, list[int]]:
         """The processes that work on a run: its worker, and the steps that the worker started."""
         found: dict[str, list[int]] = {"worker": [], "steps": []}
-        for pid in self.strays():
-            with contextlib.suppress(OSError):
-                command = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace")
-                if run_id in command and "execute_run" in command:
-                    found["worker"].append(pid)
+        for entry in self.instance.all_logs(run_id):
+            event = entry.dagster_event
+            told = _WORKER_PID.search(str(event.message)) if event is not None else None
+            if told is not None and Path("/proc", told[1]).exists():
+                found["worker"] = [int(told[1])]
         for pid in self.strays():
             with contextlib.suppress(OSError, ValueError):
-                parent = int(
-                    Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1]
-                )
+                stat = Path("/proc", str(pid), "stat").read_text()
                 command = Path("/proc", str(pid), "cmdline").read_bytes()
-                if parent in found["worker"] and b"spawn_main" in command:
-                    found["steps"].append(pid)
+                if int(stat.rpartition(")")[2].split()[1]) in found["worker"]:
+                    found["steps"] += [pid] if b"spawn_main" in command else []
         return found
 
     def _start(self, name: str, script: str, *arguments: str) -> None:

@@ -79,21 +79,23 @@ def _unlanded(
         yield Unlanded(plan, partition, run_key, tuple(batch_ids_of(record)))
 
 
-def open_batches(client: "Client") -> set[str] | None:
-    """The ids of all batches that are open; None when there are too many to list.
+def open_batches(client: "Client") -> tuple[set[str] | None, int]:
+    """The ids of all batches that are open, and how many requests it took.
+
+    None when there are too many to list.
 
     Raises:
         BatchrouterError: The API cannot be read.
     """
     found: set[str] = set()
     after: str | None = None
-    for _ in range(_MOST_PAGES):
+    for number in range(1, _MOST_PAGES + 1):
         page = client.list_batches(limit=_PAGE, after=after, state=OPEN_STATES, view="summary")
         found.update(each.id for each in page.data if not each.is_terminal)
         if not page.has_more or page.next_cursor is None:
-            return found
+            return found, number
         after = page.next_cursor
-    return None
+    return None, _MOST_PAGES
 
 
 def tries_left(instance: dg.DagsterInstance, run_key: str) -> int | None:

@@ -252,7 +252,8 @@ class Tick:
         ]
         if not unlanded:
             return
-        still_open = open_batches(client)
+        still_open, request_count = open_batches(client)
+        self._counts["requests to the router"] += request_count
         if still_open is None:
             return
         for each in unlanded:
