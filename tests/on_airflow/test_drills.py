@@ -140,7 +140,7 @@ def test_a_task_that_a_person_ends_has_its_batch_cancelled(
         [batch] = stage.batches(dag_id, run_id)
         return batch.state in {"cancelling", "cancelled"}  # its items are at the provider already
 
-    stage.airflow.wait_until(is_cancelled, 60, "the batch to be cancelled")
+    stage.airflow.wait_until(is_cancelled, 120, "the batch to be cancelled")
 
 
 def test_a_worker_that_is_lost_before_it_has_landed(stage: Stage, undisturbed: pa.Table) -> None:
@@ -164,5 +164,5 @@ def test_a_purchase_whose_reply_is_dropped(stage: Stage, undisturbed: pa.Table) 
 
 def wait_for_batch(stage: Stage, dag_id: str, run_id: str) -> Any:
     stage.airflow.wait_until(
-        lambda: stage.batches(dag_id, run_id), 90, f"a batch of {dag_id} {run_id}"
+        lambda: stage.batches(dag_id, run_id), 180, f"a batch of {dag_id} {run_id}"
     )
