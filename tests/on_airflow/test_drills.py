@@ -134,6 +134,12 @@ def test_a_task_that_a_person_ends_has_its_batch_cancelled(
     wanted = "deferred" if dag_id == "endless" else "running"
     stage.airflow.wait_for_task(dag_id, run_id, "label", wanted)
 
+    if wanted == "deferred":  # Airflow tells no trigger that has not started yet
+        stage.airflow.wait_until(
+            lambda: " starting" in stage.airflow.logs(dag_id, run_id, "label"),
+            120,
+            "the trigger to start",
+        )
     stage.airflow.mark(dag_id, run_id, "label", state)
 
     def is_cancelled() -> bool:
