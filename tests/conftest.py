@@ -19,7 +19,14 @@ PACKAGE_OF = {
 }
 """Each orchestrator has an environment of its own, and its tests run there alone."""
 
-collect_ignore += [folder for folder, package in PACKAGE_OF.items() if not find_spec(package)]
+
+def _is_installed(package: str) -> bool:
+    # A folder of the same name in the working folder is found too, and is a namespace alone.
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+collect_ignore += [folder for folder, package in PACKAGE_OF.items() if not _is_installed(package)]
 
 if find_spec("hypothesis"):
     from hypothesis import HealthCheck, settings

@@ -79,7 +79,7 @@ def test_what_a_cancelled_run_had_finished_is_landed_as_partial(desk: Desk) -> N
 
     assert receipt.outcome == "partial"
     assert receipt.rows["succeeded"] > 0
-    assert receipt.rows["failed"] == receipt.error_codes["cancelled"] > 0
+    assert receipt.rows["missing"] == receipt.error_codes["cancelled"] > 0
     assert sum(receipt.rows.values()) == receipt.row_count == len(desk.rows()) == rows
     assert receipt.settled_usd is not None
     assert 0 < receipt.settled_usd < receipt.quoted_usd

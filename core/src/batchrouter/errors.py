@@ -27,6 +27,7 @@
     ├── UnsettledIntentError                a purchase may or may not exist; a person must look
     ├── WaitTimeoutError                    still running; open the run again to go on  [retryable]
     ├── LandingError                        rows and table do not agree; nothing was committed
+    │   ├── DamagedManifestError            no line of it can be sent again; nothing was bought
     │   └── SinkError                       the table refuses the write; nothing was committed
     ├── JournalError                        the run folder is damaged, or of a newer version
     │   └── StorageError                    the run folder cannot be read or written    [retryable]
@@ -49,6 +50,7 @@ __all__ = [
     "BudgetExceededError",
     "ConfigError",
     "ConflictError",
+    "DamagedManifestError",
     "DuplicateKeyError",
     "GoneError",
     "InsufficientCreditsError",
@@ -303,6 +305,12 @@ class LandingError(BatchrouterError):
     """Rows and table do not agree; nothing was committed."""
 
     code = "landing_error"
+
+
+class DamagedManifestError(LandingError):
+    """A manifest in the run folder is gone or is not what was built: no line can be copied."""
+
+    code = "manifest_damaged"
 
 
 class SinkError(LandingError):

@@ -14,13 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batchrouter.errors import LandingError
+from batchrouter.errors import DamagedManifestError, LandingError
 from batchrouter.job import Job
 from batchrouter.landing.land import LandingIdentity, LandingReport, PartToLand, land_parts
 from batchrouter.landing.resending import (
     FAILED,
     INVALID,
-    DamagedManifestError,
     SentPart,
     build_round,
 )

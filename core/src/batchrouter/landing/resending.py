@@ -17,7 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchrouter.errors import LandingError, ManifestError, StorageError
+from batchrouter.errors import (
+    DamagedManifestError,
+    LandingError,
+    ManifestError,
+    StorageError,
+)
 from batchrouter.killpoints import reached
 from batchrouter.landing.judged import JobToLand, JudgedRows
 from batchrouter.landing.lines import read_blocks
@@ -34,10 +39,6 @@ _NO_ANSWER = (PartToLand(0, "", 0), None)
 
 FAILED = frozenset({"failed", "missing"})
 INVALID = frozenset({"invalid_output"})
-
-
-class DamagedManifestError(LandingError):
-    """A manifest in the run folder is gone or is not what was built, so no line can be copied."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ No object is made for a row. A property test holds the bytes against `json.dumps
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +31,14 @@ _RARE = [
 ]
 
 
+@lru_cache(maxsize=64)
 def _scalar(data: bytes) -> Scalar:
+    # Not at import: pyarrow's first value loads pandas, which a process may want left out.
     return pa.scalar(data, pa.binary())
 
 
 _END_BYTE = 0xFF
-_END = _scalar(bytes([_END_BYTE]))
-_NOTHING = _scalar(b"")
+_END = bytes([_END_BYTE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class FastWriter:
     """Writes lines for a fixed sequence of constants and slots."""
 
     def __init__(self, pieces: Sequence[str | Slot]) -> None:
-        self._head, self._cells = _NOTHING, list[_Cells]()
+        self._head, self._cells = _scalar(b""), list[_Cells]()
         waiting: list[Slot] = []
         for piece in _with_newline(pieces):
             if not isinstance(piece, str):
@@ -141,7 +143,7 @@ class FastWriter:
         escaped = iter(self._escaped_cells(columns))
         for cells in self._cells:
             parts += [columns[cells.slots[0]] if cells.is_safe else next(escaped), cells.rest]
-        joined = pc.binary_join_element_wise(*parts, _NOTHING)
+        joined = pc.binary_join_element_wise(*parts, _scalar(b""))
         offsets = _offsets(joined)
         lines = memoryview(joined.buffers()[2])[offsets[0] : offsets[-1]]
         return Slice(start, lines, offsets[1:].astype(np.int64) - offsets[0])
@@ -151,7 +153,11 @@ class FastWriter:
         if not self._unsafe:
             return []
         raw = bytearray().join(
-            _data(pc.binary_join_element_wise(*map(columns.__getitem__, slots), _END, _NOTHING))
+            _data(
+                pc.binary_join_element_wise(
+                    *map(columns.__getitem__, slots), _scalar(_END), _scalar(b"")
+                )
+            )
             for slots, _ in self._unsafe
         )
         escaped = np.frombuffer(_escaped(raw), np.uint8)

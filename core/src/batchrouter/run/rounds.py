@@ -6,6 +6,7 @@ sends, only their results say; from then on it is bought, watched and collected 
 
 from typing import TYPE_CHECKING
 
+from batchrouter.errors import DamagedManifestError
 from batchrouter.run.buying import end_rounds
 from batchrouter.run.collecting import collect_damaged
 from batchrouter.run.context import RunContext
@@ -30,10 +31,7 @@ def begin_round(context: RunContext) -> None:
         StorageError: The run folder cannot be read, or takes no more.
         APIError: An artifact in the run folder is damaged, and the API has no other.
     """
-    from batchrouter.landing.resending import (  # noqa: PLC0415 - loads pyarrow
-        DamagedManifestError,
-        build_round,
-    )
+    from batchrouter.landing.resending import build_round  # noqa: PLC0415 - loads pyarrow
     from batchrouter.manifest.parts import PartLimits  # noqa: PLC0415 - loads pyarrow
 
     state = context.state
