@@ -75,7 +75,7 @@ def test_what_a_cancelled_run_had_finished_is_landed_as_partial(desk: Desk) -> N
         wait_until(lambda: client.retrieve_batch(batch_id).counts.running > 0)
 
     assert desk.open(job=job).cancel("enough")
-    receipt = run.execute(timeout_s=30)
+    receipt = run.execute(timeout_s=90)
 
     assert receipt.outcome == "partial"
     assert receipt.rows["succeeded"] > 0
@@ -87,7 +87,7 @@ def test_what_a_cancelled_run_had_finished_is_landed_as_partial(desk: Desk) -> N
 
 
 def test_parts_under_one_budget_are_bought_and_landed_together(desk: Desk) -> None:
-    receipt = desk.open(changes=in_parts(4)).execute(timeout_s=30)
+    receipt = desk.open(changes=in_parts(4)).execute(timeout_s=90)
 
     assert receipt.batch_count == len(desk.batches()) == 3
     assert receipt.outcome == "landed"
@@ -100,10 +100,10 @@ def test_parts_above_the_budget_together_are_not_bought_one_by_one(desk: Desk) -
     one = desk.open(changes=in_parts(5)).quote().total_usd / 2
 
     with pytest.raises(BudgetExceededError, match="Nothing of it was bought"):
-        desk.open(changes=in_parts(5), max_run_usd=one).execute(timeout_s=20)
+        desk.open(changes=in_parts(5), max_run_usd=one).execute(timeout_s=90)
 
     assert desk.batches() == []
-    assert desk.open(changes=in_parts(5)).execute(timeout_s=20).outcome == "landed"
+    assert desk.open(changes=in_parts(5)).execute(timeout_s=90).outcome == "landed"
 
 
 def stop_after_the_first_part(desk: Desk, proxy: FaultProxy, model: str) -> Run:
@@ -131,7 +131,7 @@ def test_a_run_that_stopped_at_the_budget_lands_what_finished_all_the_same(
     refused = refusal("batch_not_cancellable")
     proxy.answer("POST", "/v1/batches/*/cancel", status=409, body=refused, times=100)
 
-    receipt = stop_after_the_first_part(desk, proxy, "slow").execute(timeout_s=20)
+    receipt = stop_after_the_first_part(desk, proxy, "slow").execute(timeout_s=90)
 
     assert receipt.outcome == "partial"
     assert (receipt.rows["succeeded"], receipt.rows["missing"]) == (5, 5)
@@ -145,7 +145,7 @@ def test_a_run_that_stopped_at_the_budget_without_results_says_why(
     run = stop_after_the_first_part(desk, proxy, "long")
 
     with pytest.raises(BudgetExceededError, match="nothing to land"):
-        run.execute(timeout_s=20)
+        run.execute(timeout_s=90)
 
     assert [batch.state for batch in desk.batches()] == ["cancelled"]
     assert run.status().stage == "failed"
@@ -158,7 +158,7 @@ def test_a_key_that_may_not_cancel_still_lands_what_finishes(desk: Desk) -> None
     with pytest.raises(AuthError):
         run.cancel("enough")
 
-    receipt = run.execute(timeout_s=20)
+    receipt = run.execute(timeout_s=90)
 
     assert receipt.outcome == "landed"
     assert receipt.rows["succeeded"] == 10
@@ -187,11 +187,11 @@ def test_a_wait_has_an_end_and_the_run_goes_on(desk: Desk) -> None:
     with pytest.raises(WaitTimeoutError, match="has not ended"):
         run.land()
 
-    assert desk.open("slow").execute(timeout_s=20).batch_count == 1
+    assert desk.open("slow").execute(timeout_s=90).batch_count == 1
 
 
 def test_a_trial_lands_in_its_own_folder(desk: Desk) -> None:
-    receipt = desk.open(limit=3).execute(timeout_s=20)
+    receipt = desk.open(limit=3).execute(timeout_s=90)
 
     assert receipt.row_count == 3
     assert "/sample" in receipt.location
@@ -205,7 +205,7 @@ def test_a_run_that_lives_in_an_object_store_is_carried_on_from_there(
     runs_url = f"memory://{desk.run_key}/runs"
     desk.open(runs_url=runs_url, limit=limit).submit()
 
-    receipt = desk.open(runs_url=runs_url, limit=limit).execute(timeout_s=20)
+    receipt = desk.open(runs_url=runs_url, limit=limit).execute(timeout_s=90)
 
     assert receipt.rows["succeeded"] == receipt.row_count == (limit or 10)
     assert receipt.location.startswith("memory://") == (limit is not None)
