@@ -18,6 +18,7 @@ from batchrouter.manifest.arrow import DataType
 
 _MEMORY = "256MB"
 _WAIT_FOR_FILE_S = 60.0
+_ARROW_SCAN = "python_arrow_scan"
 _LOOK_S = 0.2
 _READ_ROWS = 8192
 
@@ -104,12 +105,21 @@ class DuckDBFormat:
         while True:
             try:
                 database.commit(self, self._table, landing)
-            except (self._library.TransactionException, self._library.ConstraintException):
-                if time.monotonic() > give_up_at:
+            except self._library.Error as error:
+                if not self._passes(error) or time.monotonic() > give_up_at:
                     raise
                 time.sleep(_LOOK_S)
             else:
                 return
+
+    def _passes(self, error: Exception) -> bool:
+        """Tell whether another thread was in the way, so that nothing was committed."""
+        if isinstance(
+            error, self._library.TransactionException | self._library.ConstraintException
+        ):
+            return True
+        # While a second thread opens the same file, its own scan of Arrow is unknown for a moment.
+        return isinstance(error, self._library.CatalogException) and _ARROW_SCAN in str(error)
 
     def succeeded(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """See `Format.succeeded`."""
