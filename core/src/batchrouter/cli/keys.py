@@ -9,22 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchrouter.cli.console import out, say_json, table
+from batchrouter.cli.data_folder import data_option, database_path, router_database
 from batchrouter.cli.options import json_option
-from batchrouter.errors import ConfigError, MissingExtraError
+from batchrouter.errors import ConfigError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _SCOPES = ("quote", "submit", "read", "cancel")
 
-_data_option = click.option(
-    "--data",
-    "data_dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="The folder of a router that was started there; it may be running.",
-)
+_NEEDED_FOR = "the router's keys"
 
 
 @click.group()
@@ -33,7 +27,7 @@ def keys() -> None:
 
 
 @keys.command()
-@_data_option
+@data_option
 @click.option(
     "--scopes",
     default=",".join(_SCOPES),
@@ -44,7 +38,7 @@ def keys() -> None:
 @json_option
 def create(*, data_dir: Path, scopes: str, label: str, as_json: bool) -> None:
     """Mint a key and print it: it is shown this once, and only its hash is kept."""
-    database_path(data_dir)
+    database_path(data_dir, _NEEDED_FOR)
     from batchrouter.server.serve import mint_key  # noqa: PLC0415 - loads the router
 
     names = [name.strip() for name in scopes.split(",") if name.strip()]
@@ -56,7 +50,7 @@ def create(*, data_dir: Path, scopes: str, label: str, as_json: bool) -> None:
 
 
 @keys.command(name="list")
-@_data_option
+@data_option
 @json_option
 def list_command(*, data_dir: Path, as_json: bool) -> None:
     """List the keys by id; the keys themselves are known to nobody but their owners."""
@@ -73,7 +67,7 @@ def list_command(*, data_dir: Path, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("key_id", metavar="ID")
-@_data_option
+@data_option
 def revoke(*, key_id: str, data_dir: Path) -> None:
     """Revoke a key by the id that `keys list` shows; requests with it are refused from now on."""
     from sqlalchemy import update  # noqa: PLC0415 - `--help` does without
@@ -95,37 +89,10 @@ def revoke(*, key_id: str, data_dir: Path) -> None:
     out().print(f"{key_id} is revoked.")
 
 
-def database_path(data_dir: Path) -> Path:
-    """Name the database of a router that was started in a folder.
-
-    Raises:
-        ConfigError: None was.
-        MissingExtraError: The server extra is not installed.
-    """
-    try:
-        from batchrouter.server.storage.folder import DataFolder  # noqa: PLC0415 - SQLAlchemy
-    except ModuleNotFoundError as error:
-        raise MissingExtraError.for_extra("server", needed_for="the router's keys") from error
-    path = DataFolder.open(data_dir).database
-    if not path.is_file():
-        # A key in a fresh folder would keep the router from minting its own first one.
-        raise ConfigError(
-            f"no router was started in {data_dir} yet: `batchrouter serve --data {data_dir}`"
-        )
-    return path
-
-
 @contextmanager
 def _connection(data_dir: Path) -> "Generator[Connection]":
-    path = database_path(data_dir)
-    from batchrouter.server.storage.database import Database  # noqa: PLC0415 - loads SQLAlchemy
-
-    database = Database.open(path)
-    try:
-        with database.writing() as conn:
-            yield conn
-    finally:
-        database.close()
+    with router_database(data_dir, _NEEDED_FOR) as database, database.writing() as conn:
+        yield conn
 
 
 def _rows(conn: "Connection") -> list[dict[str, Any]]:

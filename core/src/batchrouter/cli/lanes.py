@@ -1,31 +1,21 @@
 """`lanes`: try what the router buys from, see what is open there, and settle what is held."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchrouter.cli.console import out, say_json, table
-from batchrouter.cli.keys import database_path
+from batchrouter.cli.data_folder import data_option, router_database
 from batchrouter.cli.options import json_option
 from batchrouter.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from batchrouter.server.storage.database import Database
 
+_NEEDED_FOR = "the router's lanes"
 _WRONG_CONFIGURATION = 2
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
-
-_data_option = click.option(
-    "--data",
-    "data_dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="The folder of a router that was started there; it may be running.",
-)
 
 
 @click.group()
@@ -48,7 +38,7 @@ def check(*, config_path: Path | None, as_json: bool) -> None:
         from batchrouter.server.config import load_config  # noqa: PLC0415 - loads the router
         from batchrouter.server.lanes.examining import examine_lane  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
-        raise MissingExtraError.for_extra("server", needed_for="the router's lanes") from error
+        raise MissingExtraError.for_extra("server", needed_for=_NEEDED_FOR) from error
     found = [one for lane in load_config(config_path).lanes for one in examine_lane(lane)]
     if as_json:
         say_json([
@@ -66,11 +56,11 @@ def check(*, config_path: Path | None, as_json: bool) -> None:
 
 
 @lanes.command(name="list")
-@_data_option
+@data_option
 @json_option
 def list_command(*, data_dir: Path, as_json: bool) -> None:
     """List what is open at providers: prepared, sent, unsettled or held."""
-    with _database(data_dir) as database:
+    with router_database(data_dir, _NEEDED_FOR) as database:
         found = _open_submissions(database)
     if as_json:
         say_json(found)
@@ -86,7 +76,7 @@ _COLUMNS = ("submission", "lane", "model", "state", "items", "provider_batch", "
 
 @lanes.command()
 @click.argument("submission", metavar="SUBMISSION")
-@_data_option
+@data_option
 @click.option("--adopt", metavar="BATCH", help="The provider's batch that it is, by its id.")
 @click.option("--not-bought", is_flag=True, help="The provider has no such batch: send it again.")
 def reconcile(*, submission: str, data_dir: Path, adopt: str | None, not_bought: bool) -> None:
@@ -97,7 +87,7 @@ def reconcile(*, submission: str, data_dir: Path, adopt: str | None, not_bought:
     """
     if (adopt is None) is not not_bought:
         raise ConfigError("say one of --adopt BATCH and --not-bought")
-    with _database(data_dir) as database:
+    with router_database(data_dir, _NEEDED_FOR) as database:
         from batchrouter.server.lanes.book import decide_held  # noqa: PLC0415 - loads SQLAlchemy
 
         if not decide_held(database, submission, adopt=adopt):
@@ -107,18 +97,6 @@ def reconcile(*, submission: str, data_dir: Path, adopt: str | None, not_bought:
             )
     what = "will be sent again" if not_bought else f"is the provider's {adopt}"
     out().print(f"{submission} {what}; the router goes on with it within half a minute.")
-
-
-@contextmanager
-def _database(data_dir: Path) -> "Generator[Database]":
-    path = database_path(data_dir)
-    from batchrouter.server.storage.database import Database  # noqa: PLC0415 - loads SQLAlchemy
-
-    database = Database.open(path)
-    try:
-        yield database
-    finally:
-        database.close()
 
 
 def _open_submissions(database: "Database") -> list[dict[str, Any]]:
