@@ -19,10 +19,10 @@ from batchrouter.server.lanes.openai_batch import INTENT, read_answer, read_item
 from batchrouter.server.lanes.provider import (
     Candidate,
     ProviderLimits,
-    ProviderRefusedError,
     Reconciles,
     Report,
 )
+from batchrouter.server.lanes.provider_files import ProviderFiles
 from batchrouter.server.lanes.settings import LaneSettings
 from batchrouter.server.lanes.wire import Wire
 from batchrouter.server.storage.clock import datetime_from_us, now_us, us_from_datetime
@@ -31,7 +31,6 @@ __all__ = ["MistralBatch"]
 
 _JOBS = "/v1/batch/jobs"
 _PAGE = 100
-_NOT_FOUND = 404
 _US = 1_000_000
 _TIMEOUT_HOURS = 24
 
@@ -52,6 +51,7 @@ class MistralBatch:
         )
         self.poll_s = settings.poll_s
         self._wire = wire
+        self._files = ProviderFiles(wire, "/v1/files")
         self._model = model
         self._cap_parameter = settings.cap_parameter
 
@@ -68,12 +68,7 @@ class MistralBatch:
 
     def upload(self, intent: str, lines: Iterable[bytes]) -> str | None:
         """Upload the lines as a file of their own."""
-        content = b"\n".join(lines) + b"\n"
-        file = (f"batchrouter-{intent}.jsonl", content, "application/jsonl")
-        answer = self._wire.ask(
-            "POST", "/v1/files", data={"purpose": "batch"}, files={"file": file}
-        )
-        return str(answer["id"])
+        return self._files.upload(intent, lines)
 
     def create(self, intent: str, input_file: str | None, lines: Iterable[bytes]) -> str:
         """Create the job, with the intent in its metadata."""
@@ -111,11 +106,7 @@ class MistralBatch:
 
     def delete_file(self, input_file: str) -> None:
         """Delete the file, so that a create that names it fails validation."""
-        try:
-            self._wire.ask("DELETE", f"/v1/files/{input_file}")
-        except ProviderRefusedError as refusal:
-            if refusal.status != _NOT_FOUND:
-                raise
+        self._files.delete(input_file)
 
     def report(self, batch_id: str) -> Report:
         """Read the job's status."""
@@ -135,10 +126,7 @@ class MistralBatch:
     def results(self, batch_id: str) -> Iterator[bytes]:
         """Read the output file, then the error file."""
         job = self._wire.ask("GET", f"{_JOBS}/{batch_id}")
-        for name in ("output_file", "error_file"):
-            if job.get(name):
-                yield from self._wire.read(f"/v1/files/{job[name]}/content")
-                yield b"\n"
+        yield from self._files.read(job.get("output_file"), job.get("error_file"))
 
     def item_id(self, line: bytes) -> str | None:
         """Read `custom_id`."""

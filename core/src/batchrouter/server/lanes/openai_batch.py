@@ -15,10 +15,10 @@ from batchrouter.server.lanes.lane import LaneAnswer, LaneItem
 from batchrouter.server.lanes.provider import (
     Candidate,
     ProviderLimits,
-    ProviderRefusedError,
     Reconciles,
     Report,
 )
+from batchrouter.server.lanes.provider_files import ProviderFiles
 from batchrouter.server.lanes.settings import LaneSettings
 from batchrouter.server.lanes.troubles import trouble
 from batchrouter.server.lanes.wire import Wire
@@ -29,7 +29,6 @@ __all__ = ["INTENT", "OpenAIBatch", "read_answer", "read_item_id"]
 #: The metadata that a batch bears.
 INTENT = "batchrouter_intent"
 _PAGE = 100
-_NOT_FOUND = 404
 _OK = 200
 _US = 1_000_000
 #: What is reported late when too much is queued (seen as a failed batch, not as an HTTP error).
@@ -79,6 +78,7 @@ class OpenAIBatch:
         )
         self.poll_s = settings.poll_s
         self._wire = wire
+        self._files = ProviderFiles(wire, "/files")
         self._model = model
         self._settings = settings
 
@@ -99,10 +99,7 @@ class OpenAIBatch:
 
     def upload(self, intent: str, lines: Iterable[bytes]) -> str | None:
         """Upload the lines as a file of their own."""
-        content = b"\n".join(lines) + b"\n"
-        file = (f"batchrouter-{intent}.jsonl", content, "application/jsonl")
-        answer = self._wire.ask("POST", "/files", data={"purpose": "batch"}, files={"file": file})
-        return str(answer["id"])
+        return self._files.upload(intent, lines)
 
     def create(self, intent: str, input_file: str | None, lines: Iterable[bytes]) -> str:
         """Create the batch, with the intent in its metadata."""
@@ -136,11 +133,7 @@ class OpenAIBatch:
 
     def delete_file(self, input_file: str) -> None:
         """Delete the file, so that a create that names it fails validation."""
-        try:
-            self._wire.ask("DELETE", f"/files/{input_file}")
-        except ProviderRefusedError as refusal:
-            if refusal.status != _NOT_FOUND:
-                raise
+        self._files.delete(input_file)
 
     def report(self, batch_id: str) -> Report:
         """Read the batch's status."""
@@ -158,10 +151,7 @@ class OpenAIBatch:
     def results(self, batch_id: str) -> Iterator[bytes]:
         """Read the output file, then the error file."""
         batch = self._wire.ask("GET", f"/batches/{batch_id}")
-        for name in ("output_file_id", "error_file_id"):
-            if batch.get(name):
-                yield from self._wire.read(f"/files/{batch[name]}/content")
-                yield b"\n"
+        yield from self._files.read(batch.get("output_file_id"), batch.get("error_file_id"))
 
     def item_id(self, line: bytes) -> str | None:
         """Read `custom_id`."""
