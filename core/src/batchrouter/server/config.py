@@ -9,6 +9,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -105,7 +106,7 @@ class LaneConfig(ConfigPart):
 
         return lane_settings(self.adapter, self.options)
 
-    @property
+    @cached_property
     def quoted_input_percent(self) -> int:
         """How much of an estimate's input tokens a quote of this lane locks, in percent.
 

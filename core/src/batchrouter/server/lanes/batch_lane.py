@@ -146,23 +146,24 @@ class BatchLane:
         submission = self._book.find(handle)
         if submission is None or submission.state != "collected":
             raise LookupError(f"{self.provider} has no results of {handle}")
-        prefix = f"{submission.intent}-"
+        intent = submission.intent or ""
         found: dict[str, bytes] = {}
         for line in parcel.result_lines(self._objects, handle):
             item_id = self._api.item_id(line)
             if item_id is not None:
                 # The first one counts: it is what was worked on first.
                 found.setdefault(item_id, line)
-        sent = parcel.Sent(self._api)
-        for item in items:
-            wrong = sent.why_not(item)
-            line = found.get(f"{prefix}{item.sequence_no}")
-            if wrong is not None:
-                yield wrong
-            elif line is not None:
+        asked = list(items)
+        lines = [found.get(parcel.item_id(intent, item)) for item in asked]
+        # Packed again only to tell what was never sent from what came back without an answer.
+        left_out = parcel.pack(self._api, intent, asked).left_out if None in lines else {}
+        for item, line in zip(asked, lines, strict=True):
+            if line is not None:
                 yield self._api.answer(line, item)
             else:
-                yield parcel.unanswered(was_cut_short=submission.gave_way)
+                yield left_out.get(item.sequence_no) or parcel.unanswered(
+                    was_cut_short=submission.gave_way
+                )
 
     def cancel(self, handle: str) -> None:
         """Stop it where it is: before it is sent, or by asking the provider."""
@@ -189,7 +190,7 @@ class BatchLane:
             self._book.note(key, ["prepared"], next_at=_later(self._api.poll_s))
             return
         intent = secrets.token_hex(12)
-        lines = parcel.lines(self._api, self._objects, key, intent)
+        lines = parcel.pack(self._api, intent, parcel.stored_items(self._objects, key)).lines
         if not lines:
             self._objects.put(parcel.results_key(key), [])
             self._book.move(key, ["prepared"], "collected", intent=intent)

@@ -79,20 +79,17 @@ def read_conversation(item: LaneItem) -> Conversation:
         body = _decode(item.body)
     except msgspec.DecodeError:
         raise ValueError("the request's body is no object") from None
-    match item.endpoint:
-        case endpoint if endpoint == CHAT:
-            said, form = body.pop("messages", None), body.pop("response_format", None)
-        case endpoint if endpoint == RESPONSES:
-            said = body.pop("input", None)
-            text = body.pop("text", None) or {}
-            form = text.get("format")
-            if isinstance(said, str):
-                said = [{"role": "user", "content": said}]
-            if body.get("instructions"):
-                said = [{"role": "system", "content": body["instructions"]}, *(said or [])]
-            body.pop("instructions", None)
-        case _:
-            raise ValueError(f"this lane has no {item.endpoint}")
+    if item.endpoint == CHAT:
+        said, form = body.pop("messages", None), body.pop("response_format", None)
+    elif item.endpoint == RESPONSES:
+        said = body.pop("input", None)
+        form = (body.pop("text", None) or {}).get("format")
+        if isinstance(said, str):
+            said = [{"role": "user", "content": said}]
+        if instructions := body.pop("instructions", None):
+            said = [{"role": "system", "content": instructions}, *(said or [])]
+    else:
+        raise ValueError(f"this lane has no {item.endpoint}")
     if not isinstance(said, list) or not said:
         raise ValueError("the request has no messages")
     schema, name = _schema(form)

@@ -5,6 +5,7 @@ is sent, `lanes/<submission>/results.jsonl` the moment that the provider is done
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import msgspec
 
@@ -12,7 +13,16 @@ from batchrouter.server.lanes.lane import LaneAnswer, LaneItem
 from batchrouter.server.lanes.provider import ProviderBatch
 from batchrouter.server.storage.objects import Objects
 
-__all__ = ["Sent", "lines", "result_lines", "results_key", "store", "unanswered"]
+__all__ = [
+    "Packed",
+    "item_id",
+    "pack",
+    "result_lines",
+    "results_key",
+    "store",
+    "stored_items",
+    "unanswered",
+]
 
 
 class _StoredItem(msgspec.Struct, gc=False):
@@ -40,18 +50,13 @@ def store(objects: Objects, key: str, items: Iterable[LaneItem]) -> tuple[int, i
     return len(stored), size_bytes
 
 
-def lines(api: ProviderBatch, objects: Objects, key: str, intent: str) -> list[bytes]:
-    """Write the provider's lines, of those items that one batch of it can hold."""
-    written: list[bytes] = []
-    sent = Sent(api)
+def stored_items(objects: Objects, key: str) -> Iterator[LaneItem]:
+    """Read a submission's items again."""
     # Split at line feeds alone: text may hold other line ends, such as U+2028.
     stored = b"".join(objects.stream(f"lanes/{key}/items.jsonl"))
     for line in filter(None, stored.split(b"\n")):
         read = _decode_item(line)
-        item = LaneItem(read.n, read.endpoint, bytes(read.body), read.cap)
-        if sent.why_not(item) is None:
-            written.append(api.line(f"{intent}-{read.n}", item))
-    return written
+        yield LaneItem(read.n, read.endpoint, bytes(read.body), read.cap)
 
 
 def results_key(key: str) -> str:
@@ -69,42 +74,62 @@ def result_lines(objects: Objects, key: str) -> Iterator[bytes]:
         yield rest
 
 
-class Sent:
-    """Tells which items, looked at in order, go into one provider batch.
+def item_id(intent: str, item: LaneItem) -> str:
+    """Name an item to the provider: by the intent, and by its place alone."""
+    return f"{intent}-{item.sequence_no}"
 
-    It has one endpoint, and must stay under the provider's limits; a chunk is far smaller, so
-    that only a configured limit is ever met.
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What goes into one provider batch, and what does not.
+
+    Attributes:
+        lines: The provider's lines, in the items' order.
+        left_out: The answer of each item that is not sent, by its place.
     """
 
-    def __init__(self, api: ProviderBatch) -> None:
-        self._api = api
-        self._endpoint: str | None = None
-        self._count = 0
-        self._bytes = 0
+    lines: list[bytes]
+    left_out: dict[int, LaneAnswer]
 
-    def why_not(self, item: LaneItem) -> LaneAnswer | None:
-        """Return the answer of an item that is left out; None for one that is sent."""
+
+def pack(api: ProviderBatch, intent: str, items: Iterable[LaneItem]) -> Packed:
+    """Write items as the provider takes them; the same items are always packed alike.
+
+    A batch has one endpoint, and stays under the provider's limits; a chunk is far smaller, so
+    that only a configured limit is ever met.
+    """
+    packed = Packed([], {})
+    endpoint: str | None = None
+    batch_bytes = 0
+    for item in items:
         try:
-            line = self._api.line("x" * 40, item)
+            line = api.line(item_id(intent, item), item)
         except ValueError as wrong:
-            return LaneAnswer(None, error_code="invalid_input", error_message=str(wrong))
-        self._endpoint = self._endpoint or item.endpoint
-        limits, size_bytes = self._api.limits, len(line) + 1
+            told = LaneAnswer(None, error_code="invalid_input", error_message=str(wrong))
+            packed.left_out[item.sequence_no] = told
+            continue
+        endpoint = endpoint or item.endpoint
+        limits, size_bytes = api.limits, len(line) + 1
         if size_bytes > limits.bytes:
             told = f"the request has {size_bytes:,} bytes; the provider takes {limits.bytes:,}"
-            return LaneAnswer(None, error_code="invalid_input", error_message=told)
-        if (
-            item.endpoint != self._endpoint
-            or self._count == limits.items
-            or self._bytes + size_bytes > limits.bytes
-        ):
-            told = "the item waits for another batch of the provider"
-            return LaneAnswer(
-                None, error_code="provider_error", error_message=told, is_retryable=True
+            packed.left_out[item.sequence_no] = LaneAnswer(
+                None, error_code="invalid_input", error_message=told
             )
-        self._count += 1
-        self._bytes += size_bytes
-        return None
+        elif (
+            item.endpoint != endpoint
+            or len(packed.lines) == limits.items
+            or batch_bytes + size_bytes > limits.bytes
+        ):
+            packed.left_out[item.sequence_no] = LaneAnswer(
+                None,
+                error_code="provider_error",
+                error_message="the item waits for another batch of the provider",
+                is_retryable=True,
+            )
+        else:
+            packed.lines.append(line)
+            batch_bytes += size_bytes
+    return packed
 
 
 def unanswered(*, was_cut_short: bool) -> LaneAnswer:
