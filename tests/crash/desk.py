@@ -34,7 +34,8 @@ CONFIG = {
     "lanes": [
         lane("quick"),
         lane("slow", latency_s=SLOW_S),
-        lane("long", latency_s=60),
+        # Takes nothing, for a minute a try: a cancel never comes too late for what was sent.
+        lane("long", is_down=True, retry_first_s=60),
         lane("refusing", failure_rate=1.0),
     ],
     "limits": {"quote_s": 90},
