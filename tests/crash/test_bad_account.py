@@ -42,12 +42,6 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
 
 
 @pytest.fixture
-def proxy(router: RunningRouter) -> Iterator[FaultProxy]:
-    with FaultProxy(router.base_url) as listening:
-        yield listening
-
-
-@pytest.fixture
 def bad(router: RunningRouter, proxy: FaultProxy, tmp_path: Path) -> Mistake:
     return mistake(tmp_path, router, proxy.base_url)
 

@@ -31,12 +31,6 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
 
 
 @pytest.fixture
-def proxy(router: RunningRouter) -> Iterator[FaultProxy]:
-    with FaultProxy(router.base_url) as listening:
-        yield listening
-
-
-@pytest.fixture
 def scenario(router: RunningRouter, tmp_path: Path) -> Scenario:
     return Scenario(tmp_path, router.base_url, router.api_key, run_key=uuid.uuid4().hex)
 

@@ -1,37 +1,16 @@
 """What was cancelled or has expired: what came is landed, and the rest is bought on demand only."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchrouter.errors import BudgetExceededError
 from batchrouter.run import prune_runs
-from batchrouter.testing import FaultProxy, RunningRouter, running_router
-from crash.desk import CONFIG, Desk, refusal, wait_until
+from batchrouter.testing import FaultProxy
+from crash.desk import Desk, refusal, wait_until
 from crash.doctoring import Line, doctor_lines, failed, say_cancelled
-
-
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
-    with running_router(tmp_path_factory.mktemp("router"), config=CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(router: RunningRouter) -> Iterator[FaultProxy]:
-    with FaultProxy(router.base_url) as listening:
-        yield listening
-
-
-@pytest.fixture
-def desk(router: RunningRouter, proxy: FaultProxy, tmp_path: Path) -> Iterator[Desk]:
-    sitting = Desk(tmp_path, router, proxy.base_url)
-    yield sitting
-    sitting.close()
 
 
 def cut_short(desk: Desk, **changes: Any) -> None:

@@ -16,20 +16,14 @@ from batchrouter import Run
 from batchrouter.errors import JournalError, LandingError
 from batchrouter.run import PrunedRun, list_runs, prune_runs
 from batchrouter.run.journal import Journal
-from batchrouter.testing import RunningRouter, running_router
-from crash.desk import CONFIG, Desk
+from batchrouter.testing import RunningRouter
+from crash.desk import Desk
 from crash.scenario import BATCHROUTER, SIGKILLED
 from crash.scene import s3_store
 
 AT_ONCE = {"manifest": "until_landed"}
 ALL = {**AT_ONCE, "artifact": "7d", "journal": "400d"}
 MONTH = timedelta(days=30)
-
-
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
-    with running_router(tmp_path_factory.mktemp("router"), config=CONFIG) as running:
-        yield running
 
 
 @pytest.fixture

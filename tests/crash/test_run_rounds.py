@@ -4,9 +4,8 @@ import json
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ import pytest
 from batchrouter import Run
 from batchrouter.errors import BatchFailedError
 from batchrouter.run import Done, Receipt, Waiting
-from batchrouter.testing import FaultProxy, RunningRouter, running_router
-from crash.desk import CONFIG, Desk, refusal, wait_until
+from batchrouter.testing import FaultProxy
+from crash.desk import Desk, refusal, wait_until
 from crash.doctoring import Line, doctor_lines, failed, unfitting
 
 Change = Callable[[int, Line], Line | bytes | None]
@@ -29,25 +28,6 @@ TYPED = {
     "output": INTENT,
     "parameters": {"max_output_tokens": 8},
 }
-
-
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
-    with running_router(tmp_path_factory.mktemp("router"), config=CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(router: RunningRouter) -> Iterator[FaultProxy]:
-    with FaultProxy(router.base_url) as listening:
-        yield listening
-
-
-@pytest.fixture
-def desk(router: RunningRouter, proxy: FaultProxy, tmp_path: Path) -> Iterator[Desk]:
-    sitting = Desk(tmp_path, router, proxy.base_url)
-    yield sitting
-    sitting.close()
 
 
 def bought(desk: Desk, change: Change, **changes: Any) -> Run:

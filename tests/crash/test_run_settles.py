@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -18,27 +17,8 @@ from batchrouter.errors import (
     WaitTimeoutError,
 )
 from batchrouter.run import Waiting
-from batchrouter.testing import FaultProxy, RunningRouter, running_router
+from batchrouter.testing import FaultProxy, running_router
 from crash.desk import CONFIG, Desk, refusal, wait_until
-
-
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
-    with running_router(tmp_path_factory.mktemp("router"), config=CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(router: RunningRouter) -> Iterator[FaultProxy]:
-    with FaultProxy(router.base_url) as listening:
-        yield listening
-
-
-@pytest.fixture
-def desk(router: RunningRouter, proxy: FaultProxy, tmp_path: Path) -> Iterator[Desk]:
-    sitting = Desk(tmp_path, router, proxy.base_url)
-    yield sitting
-    sitting.close()
 
 
 def test_a_rebuy_counts_what_the_earlier_generation_cost(desk: Desk) -> None:

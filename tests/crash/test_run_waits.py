@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -19,27 +18,8 @@ from batchrouter.errors import (
     WaitTimeoutError,
 )
 from batchrouter.run import Progress
-from batchrouter.testing import FaultProxy, RunningRouter, running_router
+from batchrouter.testing import FaultProxy, running_router
 from crash.desk import CONFIG, Desk, refusal, wait_until
-
-
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
-    with running_router(tmp_path_factory.mktemp("router"), config=CONFIG) as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(router: RunningRouter) -> Iterator[FaultProxy]:
-    with FaultProxy(router.base_url) as listening:
-        yield listening
-
-
-@pytest.fixture
-def desk(router: RunningRouter, proxy: FaultProxy, tmp_path: Path) -> Iterator[Desk]:
-    sitting = Desk(tmp_path, router, proxy.base_url)
-    yield sitting
-    sitting.close()
 
 
 def in_parts(items: int) -> dict[str, Any]:

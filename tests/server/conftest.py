@@ -21,6 +21,8 @@ from batchrouter.server.services import Services
 from batchrouter.server.storage.clock import now_us
 from batchrouter.server.storage.keys import create_key
 from batchrouter.server.storage.tables import chunks
+from batchrouter.testing import FaultProxy
+from server.stand_in import StandIn
 
 REFERENCE_QUOTE = {
     "models": ["gpt-4o-mini", "claude-haiku-4"],
@@ -189,3 +191,17 @@ def open_surface(tmp_path: Path) -> Iterator[Callable[..., Surface]]:
 @pytest.fixture
 def surface(open_surface: Callable[..., Surface]) -> Surface:
     return open_surface()
+
+
+@pytest.fixture
+def provider() -> Iterator[StandIn]:
+    """A provider whose behaviour a test sets."""
+    with StandIn() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(provider: StandIn) -> Iterator[FaultProxy]:
+    """A proxy before that provider."""
+    with FaultProxy(provider.origin) as running:
+        yield running

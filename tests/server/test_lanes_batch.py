@@ -31,18 +31,6 @@ keys = (f"batch_{number:032x}/0/0/1" for number in itertools.count())
 
 
 @pytest.fixture
-def provider() -> Iterator[StandIn]:
-    with StandIn() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(provider: StandIn) -> Iterator[FaultProxy]:
-    with FaultProxy(provider.origin) as running:
-        yield running
-
-
-@pytest.fixture
 def lane_of(
     tmp_path: Path, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Lane]]:

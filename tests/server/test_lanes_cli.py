@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,6 @@ import pytest
 from batchrouter import Client
 from batchrouter.testing import FaultProxy, running_router
 from server.stand_in import KEY, StandIn
-
-
-@pytest.fixture
-def provider() -> Iterator[StandIn]:
-    with StandIn() as running:
-        yield running
 
 
 def cli(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -24,18 +24,6 @@ HANDLE = f"batch_{7:032x}/0/0/1"
 
 
 @pytest.fixture
-def provider() -> Iterator[StandIn]:
-    with StandIn() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(provider: StandIn) -> Iterator[FaultProxy]:
-    with FaultProxy(provider.origin) as running:
-        yield running
-
-
-@pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     opened = Database.open(tmp_path / "router.db")
     yield opened

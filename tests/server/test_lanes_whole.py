@@ -4,7 +4,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,14 @@ from typing import Any
 import pytest
 
 from batchrouter import Client
-from batchrouter.testing import RunningRouter, running_router
+from batchrouter.testing import ROUTER_KILL_POINTS, RunningRouter, running_router
 from server.stand_in import KEY, StandIn
 
 PRICE = {"input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"}
 DEARER = {"input_usd_per_mtok": "0.20", "output_usd_per_mtok": "0.80"}
 DEAREST = {"input_usd_per_mtok": "0.30", "output_usd_per_mtok": "1.20"}
 LANE_KILL_POINTS = (
-    "lanes.before_upload",
-    "lanes.after_upload",
-    "lanes.after_intent",
-    "lanes.before_create",
-    "lanes.after_create",
-    "lanes.after_accepted",
-    "lanes.before_results_stored",
-    "lanes.after_results_stored",
+    *(name for name in ROUTER_KILL_POINTS if name.startswith("lanes.") and "item" not in name),
     "work.before_result_stored",
     "work.after_result_stored",
 )
@@ -39,12 +32,6 @@ NEVER_SENT = frozenset({"lanes.after_intent", "lanes.before_create"})
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_KEY", KEY)
-
-
-@pytest.fixture
-def provider() -> Iterator[StandIn]:
-    with StandIn() as running:
-        yield running
 
 
 def lane(
