@@ -8,8 +8,6 @@ stream. `merge` holds the keys and rows of one run in memory: docs/sinks.md has 
 
 import contextlib
 import os
-import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,10 @@ import pyarrow as pa
 from batchrouter.errors import MissingExtraError, SinkError
 from batchrouter.killpoints import reached
 from batchrouter.landing.sinks.columns import lake_type
-from batchrouter.landing.sinks.table import Landing, own_rows, same_keys
+from batchrouter.landing.sinks.table import Landing, commit_when_first, own_rows, same_keys
 from batchrouter.manifest.arrow import DataType
 from batchrouter.manifest.stores import delta_options
 
-_ATTEMPTS = 8
 _WAIT_S = 0.2
 _VERSION = 1
 _TARGET_FILE_BYTES = 128 << 20
@@ -106,15 +103,7 @@ class DeltaFormat:
 
     def commit(self, landing: Landing) -> None:
         """Commit, and again on a newer version where another writer was first."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                self._commit(landing)
-            except self._lost:
-                if attempt == _ATTEMPTS:
-                    raise
-                time.sleep(_WAIT_S * attempt * random.random())  # noqa: S311 - writers shall part
-            else:
-                return
+        commit_when_first(lambda: self._commit(landing), self._lost, wait_s=_WAIT_S)
 
     def _commit(self, landing: Landing) -> None:
         table = self._open() or self._created(landing)

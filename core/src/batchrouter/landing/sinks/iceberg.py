@@ -6,9 +6,7 @@ files that hold a key of the run, one by one: memory is that of the largest data
 """
 
 import contextlib
-import random
 import tempfile
-import time
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +19,17 @@ from batchrouter.killpoints import reached
 from batchrouter.landing.sinks.columns import lake_type
 from batchrouter.landing.sinks.files import write_file
 from batchrouter.landing.sinks.staged import completed
-from batchrouter.landing.sinks.table import JOB, RUN_KEY, Landing, same_keys, sql_name
+from batchrouter.landing.sinks.table import (
+    JOB,
+    RUN_KEY,
+    Landing,
+    commit_when_first,
+    same_keys,
+    sql_name,
+)
 from batchrouter.manifest.arrow import DataType
 from batchrouter.manifest.stores import iceberg_properties
 
-_ATTEMPTS = 8
 _WAIT_S = 0.3
 _COPY_BYTES = 1 << 20
 _PURCHASE = "batchrouter.purchase"
@@ -110,18 +114,11 @@ class IcebergFormat:
 
     def commit(self, landing: Landing) -> None:
         """Commit, and again on the newer table where another writer was first."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                self._commit(landing)
-            except (
-                self._exceptions.CommitFailedException,
-                self._exceptions.TableAlreadyExistsError,
-            ):
-                if attempt == _ATTEMPTS:
-                    raise
-                time.sleep(_WAIT_S * attempt * random.random())  # noqa: S311 - writers shall part
-            else:
-                return
+        lost = (
+            self._exceptions.CommitFailedException,
+            self._exceptions.TableAlreadyExistsError,
+        )
+        commit_when_first(lambda: self._commit(landing), lost, wait_s=_WAIT_S)
 
     def _commit(self, landing: Landing) -> None:
         table = self._open() or self._created(landing)

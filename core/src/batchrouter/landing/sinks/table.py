@@ -7,7 +7,9 @@ committed again, so a landing that died after its commit does not put old rows o
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+import random
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +29,7 @@ RUN_KEY = "_run_key"
 _STATUS = "_status"
 _HASH = "_request_hash"
 _MOST_TOLD = 300
+_COMMITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +239,27 @@ class TableSink:
                 f"the table {self.location} {what}: {text[:_MOST_TOLD].rstrip('. ')}. The table is"
                 " as it was"
             ) from None
+
+
+def commit_when_first(
+    commit: Callable[[], None], lost: tuple[type[Exception], ...], *, wait_s: float
+) -> None:
+    """Commit, and again on the newer table where another writer was first; eight times at most.
+
+    Args:
+        commit: Reads the table as it is, and commits to it or does nothing.
+        lost: What it raises when another writer was first.
+        wait_s: The longest pause after the first try, in seconds; each next one is longer.
+    """
+    for attempt in range(1, _COMMITS + 1):
+        try:
+            commit()
+        except lost:
+            if attempt == _COMMITS:
+                raise
+            time.sleep(wait_s * attempt * random.random())  # noqa: S311 - writers shall part
+        else:
+            return
 
 
 def _marker(identity: LandingIdentity) -> str:
