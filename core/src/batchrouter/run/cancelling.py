@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 from batchrouter.api.settings import Settings, resolve_settings
 from batchrouter.run.buying import cancel_open_batches, settle_all
-from batchrouter.run.context import RunContext, client_opener
+from batchrouter.run.context import RunContext
 from batchrouter.run.decide import Step, decide
 from batchrouter.run.events import CancelAsked
-from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import RunIdentity
-from batchrouter.run.journal import Journal
 from batchrouter.run.steps import until_settled
 
 if TYPE_CHECKING:
@@ -62,16 +60,7 @@ def cancel_run(
     identity = RunIdentity(
         namespace=settings.identity_namespace, job_name=job_name, run_key=run_key
     )
-    folder = RunFolder.below(settings.runs_url, identity.folder, dict(settings.storage_options))
-    context = RunContext(
-        given_job=None,
-        identity=identity,
-        folder=folder,
-        journal=Journal(folder),
-        settings=settings,
-        open_client=client_opener(client, settings),
-        owns_client=client is None,
-    )
+    context = RunContext.of(identity, settings, client)
     try:
         if context.journal.load().opened is None:
             return False

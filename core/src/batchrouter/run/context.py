@@ -44,6 +44,31 @@ class RunContext:
     _client: "Client | None" = field(default=None, repr=False)
     _clock_offset_s: float | None = None
 
+    @classmethod
+    def of(
+        cls,
+        identity: RunIdentity,
+        settings: Settings,
+        client: "Client | None",
+        *,
+        given_job: Job | None = None,
+        limit: int | None = None,
+        tell: ProgressListener = nobody_listens,
+    ) -> "RunContext":
+        """Put together what a run's names and settings decide; nothing is read or opened yet."""
+        folder = RunFolder.below(settings.runs_url, identity.folder, dict(settings.storage_options))
+        return cls(
+            given_job=given_job,
+            identity=identity,
+            folder=folder,
+            journal=Journal(folder),
+            settings=settings,
+            open_client=_client_opener(client, settings),
+            owns_client=client is None,
+            limit=limit,
+            tell=tell,
+        )
+
     @property
     def job(self) -> Job:
         """What the run is for.
@@ -147,7 +172,7 @@ class RunContext:
         return self.server_now(recorded_offset_s) - then
 
 
-def client_opener(client: "Client | None", settings: Settings) -> "Callable[[], Client]":
+def _client_opener(client: "Client | None", settings: Settings) -> "Callable[[], Client]":
     """How a run comes to its client: the one that it was given, or one of its own."""
 
     def open_client() -> "Client":

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Self
 
-from batchrouter.api.settings import Settings
+from batchrouter.api.settings import Settings, resolve_settings
 from batchrouter.errors import ConfigError, WaitTimeoutError
 from batchrouter.run import outcome, steps
 from batchrouter.run.answers import Done, QuoteSummary, Waiting
@@ -19,11 +19,9 @@ from batchrouter.run.building import build
 from batchrouter.run.buying import lock_prices
 from batchrouter.run.cancelling import GRACE_S, cancel
 from batchrouter.run.catalog import RunStatus, status_of
-from batchrouter.run.context import RunContext, client_opener
+from batchrouter.run.context import RunContext
 from batchrouter.run.decide import parts_to_buy
-from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import RunIdentity
-from batchrouter.run.journal import Journal
 from batchrouter.run.progress import Progress, ProgressListener, nobody_listens
 from batchrouter.run.receipt import Receipt
 from batchrouter.run.reopen import OnRerun, begin, claim
@@ -98,8 +96,9 @@ class Run:
             JournalError: The run folder is damaged or of a newer version.
             ConfigError: A setting is wrong.
         """
-        settings = settings or (client.settings if client else Settings.from_env())
-        settings = settings.replace(runs_url=runs_url)
+        settings = resolve_settings(
+            settings or (client.settings if client else None), runs_url=runs_url
+        )
         if limit is not None and limit < 1:
             raise ConfigError(f"limit: {limit} is less than one row")
         identity = RunIdentity(
@@ -107,15 +106,11 @@ class Run:
             job_name=job.name,
             run_key=run_key if limit is None else f"{run_key}~limit-{limit}",
         )
-        folder = RunFolder.below(settings.runs_url, identity.folder, dict(settings.storage_options))
-        context = RunContext(
+        context = RunContext.of(
+            identity,
+            settings,
+            client,
             given_job=job,
-            identity=identity,
-            folder=folder,
-            journal=Journal(folder),
-            settings=settings,
-            open_client=client_opener(client, settings),
-            owns_client=client is None,
             limit=limit,
             tell=on_progress or nobody_listens,
         )
