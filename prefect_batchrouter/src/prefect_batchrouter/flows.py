@@ -119,7 +119,7 @@ def run_batch_job(
         >>> run_batch_job("label.yaml", credentials="prod")["rows"]      # doctest: +SKIP
         {'succeeded': 10003, 'failed': 0, ...}
     """
-    return finish_run(**_given(locals()))
+    return finish_run(**locals())
 
 
 @flow(name="run-batch-job", on_cancellation=[cancel_on_cancellation])
@@ -135,7 +135,7 @@ async def arun_batch_job(
     timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Do what `run_batch_job` does, without blocking the event loop."""
-    return await afinish_run(**_given(locals()))
+    return await afinish_run(**locals())
 
 
 def finish_run(
@@ -173,17 +173,7 @@ def finish_run(
     Raises:
         BatchrouterError: As `run_batch_job`.
     """
-    story = _story(_given(locals()))
-    answer: Any = None
-    while True:
-        try:
-            act = story.send(answer)
-        except StopIteration as end:
-            return end.value
-        try:
-            answer = _act(act)
-        except BatchrouterError as error:
-            story.throw(error)
+    return _drive(_story(dict(locals())))
 
 
 async def afinish_run(
@@ -199,17 +189,7 @@ async def afinish_run(
     at_most_usd: str | None = None,
 ) -> Told:
     """Do what `finish_run` does, without blocking the event loop."""
-    story = _story(_given(locals()))
-    answer: Any = None
-    while True:
-        try:
-            act = story.send(answer)
-        except StopIteration as end:
-            return end.value
-        try:
-            answer = await _aact(act)
-        except BatchrouterError as error:
-            story.throw(error)
+    return await _adrive(_story(dict(locals())))
 
 
 def _story(given: dict[str, Any]) -> _Story:
@@ -261,6 +241,38 @@ def _until_landed(plan: Plan, way: str, end_at: datetime) -> _Story:
             yield _Suspend(int(seconds_to(end_at)) + 1)
 
 
+def _drive(story: _Story) -> Told:
+    answer: Any = None
+    failure: BatchrouterError | None = None
+    while True:
+        try:
+            # What the story does about a failure is an act like any other.
+            act = story.send(answer) if failure is None else story.throw(failure)
+        except StopIteration as end:
+            return end.value
+        answer = failure = None
+        try:
+            answer = _act(act)
+        except BatchrouterError as error:
+            failure = error
+
+
+async def _adrive(story: _Story) -> Told:
+    answer: Any = None
+    failure: BatchrouterError | None = None
+    while True:
+        try:
+            # What the story does about a failure is an act like any other.
+            act = story.send(answer) if failure is None else story.throw(failure)
+        except StopIteration as end:
+            return end.value
+        answer = failure = None
+        try:
+            answer = await _aact(act)
+        except BatchrouterError as error:
+            failure = error
+
+
 def _act(act: _Act) -> Any:
     match act:
         case _Call(action):
@@ -310,7 +322,3 @@ def _end_at(timeout_s: float | None) -> datetime:
     started_at = context.flow_run.start_time if context.flow_run else None
     bound = LONGEST_WAIT if timeout_s is None else timedelta(seconds=timeout_s)
     return (started_at or datetime.now(UTC)) + bound
-
-
-def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(arguments)

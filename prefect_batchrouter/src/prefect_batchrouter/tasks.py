@@ -95,7 +95,7 @@ async def aquote_job(
     runs_url: str | None = None,
 ) -> Told:
     """Do what `quote_job` does, off the event loop."""
-    return await asyncio.to_thread(quote_job.fn, **_given(locals()))
+    return await asyncio.to_thread(quote_job.fn, **locals())
 
 
 @task(name="submit-job", **_CACHED)
@@ -163,7 +163,7 @@ async def asubmit_job(
     at_most_usd: str | None = None,
 ) -> Told:
     """Do what `submit_job` does, off the event loop."""
-    return await asyncio.to_thread(submit_job.fn, **_given(locals()))
+    return await asyncio.to_thread(submit_job.fn, **locals())
 
 
 @task(name="wait-for-run", **_WAITING)
@@ -266,7 +266,7 @@ async def aland_run(
     again: bool = False,
 ) -> Told:
     """Do what `land_run` does, off the event loop."""
-    return await asyncio.to_thread(land_run.fn, **_given(locals()))
+    return await asyncio.to_thread(land_run.fn, **locals())
 
 
 @task(name="cancel-run", **_FRESH)
@@ -303,7 +303,7 @@ async def acancel_run(
     reason: str = "cancelled by a task",
 ) -> Told:
     """Do what `cancel_run` does, off the event loop."""
-    return await asyncio.to_thread(cancel_run.fn, **_given(locals()))
+    return await asyncio.to_thread(cancel_run.fn, **locals())
 
 
 @task(name="advance-run", **_FRESH)
@@ -408,10 +408,6 @@ def _still_waiting(plan: Plan) -> WaitTimeoutError:
 
 def _until(timeout_s: float | None) -> datetime:
     return datetime.now(UTC) + (LONGEST_WAIT if timeout_s is None else timedelta(seconds=timeout_s))
-
-
-def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(arguments)
 
 
 def _plan(
