@@ -65,7 +65,11 @@ class Store:
 
 @contextmanager
 def s3_store(folder: Path) -> Iterator[Store]:
-    """Run moto's S3 server in a process of its own, with one bucket."""
+    """Run moto's S3 server in a process of its own, with one bucket.
+
+    fsspec keeps a file system per set of arguments, and the address is in none of them but in the
+    environment: what it kept is forgotten, or the next server's tests would ask this one.
+    """
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,6 +90,7 @@ def s3_store(folder: Path) -> Iterator[Store]:
         store.filesystem().mkdir("drills")
         yield store
     finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         process.kill()
         process.wait(10)
 
