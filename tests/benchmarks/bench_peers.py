@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_peers.py [--rows 20000] [--rounds 3]
 
 The environments are made in a temporary folder with `venv` and `pip`; a client that cannot be
-installed is left out, with a word. Each reads the same Parquet table and writes its own request
+installed, or does not end in five minutes, is left out, with a word. Each reads the same Parquet table and writes its own request
 file; ours is built beside them. Rates are by CPU seconds, imports left out.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+LONGEST_S = 300.0
 PEERS = ("openai-batch", "langbatch", "bespokelabs-curator")
 SYSTEM = "You label support tickets for a shop. Answer with one of the intents. " * 4
 
@@ -164,9 +165,13 @@ def main() -> None:
         found |= {peer: python for peer in PEERS if (python := environment_of(peer, folder))}
         taken: dict[str, list[dict[str, float]]] = {way: [] for way in found}
         for _ in range(asked.rounds):
-            for way, python in found.items():
+            for way, python in list(found.items()):
                 command = [str(python), __file__, "--measure", way, f"{folder}/tickets.parquet"]
-                taken[way].append(run_measured(command))
+                try:
+                    taken[way].append(run_measured(command, timeout_s=LONGEST_S))
+                except SystemExit as failed:
+                    print(f"{way}: left out, it failed or took over {LONGEST_S:.0f} s: {failed}")
+                    del found[way], taken[way]
     print(f"{asked.rows:,} rows, medians of {asked.rounds}\n")
     print(f"{'':22}{'rows/CPU s':>12}{'CPU s':>8}{'wall s':>8}{'peak MB':>9}")
     for way, runs in taken.items():

@@ -5,6 +5,8 @@ the command itself, which leaves its imports out.
 """
 
 import json
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,12 +17,23 @@ SAMPLE_S = 0.05
 
 
 def run_measured(
-    command: Sequence[str], environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = 3600,
 ) -> dict[str, Any]:
-    """Run a command that prints one JSON object last; adds its tree's `peak_mb`."""
+    """Run a command that prints one JSON object last; adds its tree's `peak_mb`.
+
+    Raises:
+        SystemExit: It failed, or was killed after `timeout_s`.
+    """
     peak_kib = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
         ended = threading.Event()
+        too_long = threading.Timer(timeout_s, os.killpg, (process.pid, signal.SIGKILL))
+        too_long.start()
 
         def sample() -> None:
             nonlocal peak_kib
@@ -32,6 +45,7 @@ def run_measured(
         assert process.stdout is not None
         out = process.stdout.read()
         ended.set()
+        too_long.cancel()
         sampler.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")

@@ -24,6 +24,8 @@ from batchrouter.manifest.stores import delta_options
 _WAIT_S = 0.2
 _VERSION = 1
 _TARGET_FILE_BYTES = 128 << 20
+# The writer holds a row group until it is full; its own million rows would be the peak.
+_ROW_GROUP_ROWS = 1 << 16
 
 
 class DeltaFormat:
@@ -131,6 +133,7 @@ class DeltaFormat:
         self, table: Any, landing: Landing, reader: pa.RecordBatchReader, properties: Any
     ) -> None:
         mode = landing.writing.mode
+        groups = self._library.WriterProperties(max_row_group_size=_ROW_GROUP_ROWS)
         if mode == "merge":
             keys = same_keys(landing.writing.key_columns, "old", "new")
             merger = table.merge(
@@ -138,6 +141,7 @@ class DeltaFormat:
                 predicate=keys,
                 source_alias="new",
                 target_alias="old",
+                writer_properties=groups,
                 commit_properties=properties,
             )
             merger.when_matched_update_all().when_not_matched_insert_all().execute()
@@ -149,6 +153,7 @@ class DeltaFormat:
             predicate=own_rows(landing.identity) if mode == "replace_run" else None,
             commit_properties=properties,
             target_file_size=_TARGET_FILE_BYTES,
+            writer_properties=groups,
         )
 
     def _created(self, landing: Landing) -> Any:

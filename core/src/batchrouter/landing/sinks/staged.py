@@ -82,6 +82,8 @@ def staged(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchrouter-landing-"))
         path = Path(folder, "rows.parquet")
         rows = write_file(path, batches, schema)
+        # What the writer has freed is kept by Arrow, and the table's library needs some of its own.
+        pa.default_memory_pool().release_unused()
         kept = stack.pop_all()
     with kept:
         yield StagedRows(path, schema, rows)
