@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_peers.py [--rows 20000] [--rounds 3]
 
 The environments are made in a temporary folder with `venv` and `pip`; a client that cannot be
-installed, or does not end in five minutes, is left out, with a word. Each reads the same Parquet table and writes its own request
-file; ours is built beside them. Rates are by CPU seconds, imports left out.
+installed, or does not end in five minutes, is left out, with a word. Each reads the same Parquet
+table and writes its own request file; ours is built beside them. Rates are by CPU seconds, imports
+left out.
 """
 
 import argparse

@@ -30,7 +30,7 @@ LOADED = (
     "pyarrow.dataset",
     "pyarrow.parquet",
 )
-ENDS_WITHIN_S = 60.0
+ENDS_WITHIN_S = 120.0
 
 
 def perform(step: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from batchrouter.errors import ConfigError
 from batchrouter.server.config import load_config
+from batchrouter.server.heap import share_heaps
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
 from batchrouter.server.storage.keys import SCOPES, create_key, has_keys, revoke_key
@@ -51,6 +52,7 @@ def serve(
         ConfigError: The configuration, the folder or the address cannot be used.
     """
     os.umask(0o077)
+    share_heaps()
     config = load_config(config_path)
     is_loopback = _is_loopback(host)
     if not is_loopback and not allow_public_host:
