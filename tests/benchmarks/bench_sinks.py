@@ -30,6 +30,8 @@ BATCH_ROWS = 4096
 def places(root: Path, postgresql: str | None) -> dict[str, tuple[str, dict[str, str]]]:
     """Name the sink of each kind, and what its process needs to reach it."""
     sqlite = root / "t.db"
+    if root.is_absolute():
+        sqlite.touch()  # the connection of a sink names a file that is there
     catalog = {"uri": f"sqlite:///{root}/catalog.db", "warehouse": f"file://{root}/warehouse"}
     found = {
         "parquet": (f"parquet:{root / 'parquet'}", {}),

@@ -64,17 +64,21 @@ class Desk:
         }
         return Job.model_validate({**fields, **changes})
 
+    def settings(self, **changes: Any) -> Settings:
+        fields: dict[str, Any] = {
+            "base_url": self.base_url,
+            "api_key": self.router.api_key,
+            "runs_url": str(self.root / "runs"),
+            "namespace": "waits",
+            "max_attempts": 2,
+            "retry_wait_s": 0.01,
+            "poll_interval_s": 0.3,
+        }
+        return Settings(**{**fields, **changes})
+
     def open(self, model: str = "quick", **options: Any) -> Run:
-        settings = Settings(
-            base_url=self.base_url,
-            api_key=options.pop("api_key", self.router.api_key),
-            runs_url=options.pop("runs_url", str(self.root / "runs")),
-            namespace="waits",
-            max_attempts=2,
-            retry_wait_s=0.01,
-            poll_interval_s=0.3,
-            max_run_usd=options.pop("max_run_usd", None),
-        )
+        named = ("api_key", "runs_url", "max_run_usd")
+        settings = self.settings(**{name: options.pop(name) for name in named if name in options})
         job = options.pop("job", None) or self.job(model, **options.pop("changes", {}))
         run = Run.open(job, run_key=self.run_key, settings=settings, **options)
         self._opened.append(run)

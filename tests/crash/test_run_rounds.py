@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from batchrouter import Run
-from batchrouter.errors import BatchFailedError
-from batchrouter.run import Done, Receipt, Waiting
+from batchrouter.errors import BatchFailedError, RunCancelledError
+from batchrouter.run import Done, Receipt, Waiting, cancel_run
 from batchrouter.testing import FaultProxy
 from crash.desk import Desk, refusal, wait_until
 from crash.doctoring import Line, doctor_lines, failed, unfitting
@@ -131,6 +131,20 @@ def test_a_round_in_which_all_fails_keeps_what_was_told_before(desk: Desk) -> No
         run.execute(timeout_s=20)
 
     assert [each.get("batchrouter_round") for each in sent(desk)] == [None, "1"]
+
+
+def test_a_cancel_by_its_names_is_heard_between_rounds_of_which_all_fails(desk: Desk) -> None:
+    run = desk.open("refusing", changes={"retry_failed": 1})
+    run.submit()
+    wait_until(lambda: all(batch.is_terminal for batch in desk.batches()))
+    with pytest.raises(BatchFailedError):
+        run.land()  # hears of the end, and begins no round
+
+    assert cancel_run("label", desk.run_key, settings=desk.settings(), grace_s=0)
+
+    with pytest.raises(RunCancelledError):
+        run.execute(timeout_s=20)
+    assert len(desk.batches()) == 1
 
 
 def test_a_round_above_the_budget_is_not_bought_and_the_receipt_says_so(desk: Desk) -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from batchrouter.money import format_usd
-from batchrouter.run.decide import NO_ROUNDS, RetryRounds, Step, decide
+from batchrouter.run.decide import RetryRounds, Step, decide, rounds_told
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import slug
 from batchrouter.run.journal import Journal
@@ -63,10 +63,10 @@ class RunStatus:
         return plain
 
 
-def status_of(state: RunState, folder: str, rounds: RetryRounds = NO_ROUNDS) -> RunStatus:
-    """Say how far a run has come, given how many retry rounds its job allows if that is known."""
+def status_of(state: RunState, folder: str, rounds: RetryRounds | None = None) -> RunStatus:
+    """Say how far a run has come; `rounds` are those of its job, else what the journal has."""
     manifest = state.manifest or {}
-    step = decide(state, rounds)
+    step = decide(state, rounds or rounds_told(state))
     ended_without = "cancelled" if state.cancel_asked is not None else "failed"
     return RunStatus(
         job=state.opened.job_name if state.opened else "",

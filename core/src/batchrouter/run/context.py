@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from batchrouter.api.settings import Settings
 from batchrouter.job import Job
 from batchrouter.manifest.built import BuiltManifest
-from batchrouter.run.decide import RetryRounds
+from batchrouter.run.decide import RetryRounds, rounds_told
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.identity import RunIdentity
 from batchrouter.run.journal import Journal
@@ -122,9 +122,9 @@ class RunContext:
 
     @property
     def rounds(self) -> RetryRounds:
-        """How many retry rounds the job allows; none when the job is not known."""
+        """How many retry rounds the job allows; without it, what the journal has of that."""
         if self.given_job is None:
-            return RetryRounds()
+            return rounds_told(self.state)
         return RetryRounds(self.job.retry_failed, self.job.retry_invalid)
 
     @property

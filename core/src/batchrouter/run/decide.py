@@ -43,6 +43,13 @@ class RetryRounds:
 
 
 NO_ROUNDS = RetryRounds()
+
+
+def rounds_told(state: RunState) -> RetryRounds:
+    """How many rounds the job allowed when the run was opened: for those who have no job."""
+    return RetryRounds(failed=state.opened.rounds if state.opened else 0)
+
+
 _WAS_SENT = frozenset({"succeeded", "failed"})
 
 

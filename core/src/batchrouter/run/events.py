@@ -20,13 +20,17 @@ class _Fact(BaseModel):
 
 
 class Opened(_Fact):
-    """The run exists; ``fingerprint`` is what decides the purchase, hashed part by part."""
+    """The run exists; ``fingerprint`` is what decides the purchase, hashed part by part.
+
+    ``rounds`` is how many the job allowed then, for whoever has the run's names alone.
+    """
 
     type: Literal["opened"] = "opened"
     job_name: str
     run_key: str
     fingerprint: dict[str, str]
     package_version: str
+    rounds: int = 0
 
 
 class Claimed(_Fact):

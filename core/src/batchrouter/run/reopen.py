@@ -52,6 +52,7 @@ def begin(context: RunContext, on_rerun: OnRerun, attempt: str | None = None) ->
             run_key=context.identity.run_key,
             fingerprint=fingerprint,
             package_version=__version__,
+            rounds=context.rounds.most,
         )
         try:
             journal.append(opened)

@@ -17,7 +17,7 @@ from batchrouter.job.retain import Retain
 from batchrouter.killpoints import reached
 from batchrouter.run.catalog import run_folders, status_of
 from batchrouter.run.context import RunContext
-from batchrouter.run.decide import Step, decide, has_rest
+from batchrouter.run.decide import Step, decide, has_rest, rounds_told
 from batchrouter.run.events import FolderPart, Removed
 from batchrouter.run.folder import RunFolder
 from batchrouter.run.journal import Journal, LostRaceError
@@ -184,7 +184,7 @@ def why_open(state: RunState) -> str | None:
         return "open: whether a purchase exists is not settled"
     if state.open_batches:
         return f"open: batch {state.open_batches[0].batch_id} has not ended"
-    if decide(state) not in {Step.FINISHED, Step.GIVE_UP}:
+    if decide(state, rounds_told(state)) not in {Step.FINISHED, Step.GIVE_UP}:
         return f"open: not landed yet ({status_of(state, '').stage})"
     return None
 
