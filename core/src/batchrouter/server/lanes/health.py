@@ -2,8 +2,12 @@
 
 Five failures in a row take the lane out of new quotes. A minute after the last failure it is let in
 again; the next success closes the matter, the next failure takes it out for another minute.
+
+A provider that is down fails every item that is sent, thousands in a second: while the lane is
+out, a process writes that down again every five seconds only.
 """
 
+import time
 from collections.abc import Mapping
 
 from sqlalchemy import select, update
@@ -16,6 +20,7 @@ __all__ = ["LaneHealth", "unhealthy_lanes"]
 
 FAILURES_TO_OPEN = 5
 OPEN_FOR_S = 60.0
+_WRITTEN_AGAIN_AFTER_S = 5.0
 _MAX_REASON_CHARS = 300
 _US = 1_000_000
 
@@ -33,10 +38,17 @@ class LaneHealth:
         self._provider = provider
         # Unknown at first: another process may have noted failures.
         self._may_have_failed = True
+        self._failures = 0
+        self._written_s = 0.0
 
     def failed(self, reason: str) -> None:
         """Note that the provider did not answer, or refused everything."""
         self._may_have_failed = True
+        self._failures += 1
+        is_fresh = time.monotonic() - self._written_s < _WRITTEN_AGAIN_AFTER_S
+        if self._failures > FAILURES_TO_OPEN and is_fresh:
+            return
+        self._written_s = time.monotonic()
         mine = lane_health.c.provider == self._provider
         values = {"failed_at": now_us(), "reason": reason[:_MAX_REASON_CHARS]}
         with self._database.writing() as conn:
@@ -49,6 +61,7 @@ class LaneHealth:
 
     def succeeded(self) -> None:
         """Note that the provider answered; writes only after a failure."""
+        self._failures = 0
         if not self._may_have_failed:
             return
         mine = lane_health.c.provider == self._provider
