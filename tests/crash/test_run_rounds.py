@@ -81,6 +81,19 @@ def test_failed_and_missing_items_are_sent_again_and_one_table_lands(desk: Desk)
     assert all(row["output"] and row["_error_code"] is None for row in rows)
 
 
+def test_a_trial_of_a_few_rows_has_its_rounds(desk: Desk) -> None:
+    run = desk.open(changes={"retry_failed": 1}, limit=6)
+    desk.run_key = f"{desk.run_key}~limit-6"
+    run.submit()
+    doctor_last(desk, some_fail)
+
+    receipt = run.execute(timeout_s=20)
+
+    assert receipt.rows["succeeded"] == receipt.row_count == 6
+    assert [(each.round, each.items) for each in receipt.rounds] == [(0, 6), (1, 2)]
+    assert "/sample" in receipt.location
+
+
 def test_a_run_without_rounds_lands_what_came(desk: Desk) -> None:
     receipt = bought(desk, some_fail).execute(timeout_s=20)
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrouter import Job, Receipt, Run, Settings
-from batchrouter.errors import SinkError
+from batchrouter.errors import BatchFailedError, SinkError
 from batchrouter.testing import RunningRouter, running_router
 from core.sinks.kinds import Kind
 
@@ -86,6 +86,26 @@ def test_incremental_buys_what_the_table_lacks(
     assert again.row_count == len(fresh) < ROWS
     assert {f"k{n}" for n in [*range(5), *range(ROWS, ROWS + 3)]} <= {row["id"] for row in fresh}
     assert all(row["text"].endswith("again") == (int(row["id"][1:]) < 5) for row in landed)
+
+
+def test_the_rounds_of_an_incremental_job_land_one_table(kind: Kind, router: RunningRouter) -> None:
+    desk = Desk(kind, router, mode="merge", incremental=True, retry_failed=3)
+    texts = _texts()
+
+    first = desk.run("monday", texts)
+
+    landed = kind.read()
+    statuses = Counter(row["_status"] for row in landed)
+    assert len(landed) == len({row["id"] for row in landed}) == ROWS == first.row_count
+    assert statuses == +Counter(first.rows)
+    assert first.rounds[0].items == ROWS
+    assert len(first.rounds) >= 2
+    assert first.rounds[1].items < ROWS
+
+    # The lane fails the same rows always: nothing else is bought, and nothing is landed for them.
+    with pytest.raises(BatchFailedError, match=f"none of {statuses['failed']} items succeeded"):
+        desk.run("tuesday", texts)
+    assert sorted(map(str, kind.read())) == sorted(map(str, landed))
 
 
 def test_a_table_without_a_change_buys_nothing(kind: Kind, router: RunningRouter) -> None:
