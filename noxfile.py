@@ -2,11 +2,12 @@
 
 `make test` runs the tested versions; these sessions ask what else they hold for:
 
-    nox -s core                  the tested versions, on 3.11 to 3.13 where present
-    nox -s newest                what the package index gives today
-    nox -s lowest                the oldest versions that pyproject.toml declares
+    nox -s core                          the tested versions, on 3.11 to 3.13 where present
+    nox -s newest                        what the package index gives today
+    nox -s lowest                        the oldest versions that pyproject.toml declares
+    nox -s "lowest(member='dagster')"    the same of one package for an orchestrator
 
-Each orchestrator joins with its own member folder and constraints: a new entry in `MEMBERS`.
+Each orchestrator joins with its own member folder: a new entry in `MEMBERS`.
 """
 
 import nox
@@ -16,20 +17,38 @@ nox.options.sessions = ["core"]
 nox.options.error_on_missing_interpreters = False
 
 MEMBERS = {
-    "core": (
-        ".[all,delta,iceberg,otel,postgres,s3,sqlite]",
-        ["core/src", "tests/core", "tests/server"],
-    )
+    "core": ".",
+    "dagster": "dagster_batchrouter",
+    "prefect": "prefect_batchrouter",
 }
-"""What to install and what to test, by the name of its file in tests/constraints/."""
+"""The folder of each distribution, by the name of its file in tests/constraints/."""
+
+EXTRAS = "[all,delta,iceberg,otel,postgres,s3,sqlite]"
+"""Of the core, for its own tests; a member's `test` group names what it needs of them."""
 
 OLDEST, *NEWER = ["3.11", "3.12", "3.13"]
 
 
 def _test(session: nox.Session, member: str, *how_to_resolve: str) -> None:
-    requirement, paths = MEMBERS[member]
-    session.install("--group", "test", "--editable", requirement, *how_to_resolve)
-    session.run("pytest", "-n", "2", "-m", "not drill", *paths, *session.posargs)
+    folder = MEMBERS[member]
+    if member == "core":
+        packages = ["--editable", f".{EXTRAS}", "--group", "test"]
+        tests = ["core/src", "tests/core", "tests/server"]
+    else:
+        packages = [
+            "--editable",
+            ".",
+            "--editable",
+            folder,
+            "--group",
+            f"{folder}/pyproject.toml:test",
+        ]
+        config = ["--config-file", f"{folder}/pyproject.toml", "--rootdir", "."]
+        tests = [*config, f"{folder}/src", f"tests/on_{member}"]
+    session.install(*packages, *how_to_resolve)
+    session.run(
+        "pytest", "-n", "2", "--dist", "loadgroup", "-m", "not drill", *tests, *session.posargs
+    )
 
 
 @nox.session(python=[OLDEST, *NEWER])
