@@ -244,6 +244,21 @@ class Deployment:
         )["setSensorCursor"]
         assert data["__typename"] == "Sensor", data
 
+    def events_of(self, run_id: str) -> list[dg.DagsterEvent]:
+        """What Dagster's log says of a run."""
+        logs = self.instance.all_logs(run_id)
+        return [each.dagster_event for each in logs if each.dagster_event is not None]
+
+    def ticks_since(self, sensor: str, epoch_s: float) -> list[str]:
+        """How a sensor's ticks that began after a time have ended, newest first."""
+        for state in self.instance.all_instigator_state():
+            if state.instigator_name == sensor:
+                ticks = self.instance.get_ticks(
+                    state.instigator_origin_id, state.selector_id, after=epoch_s
+                )
+                return [each.status.value for each in ticks if each.status.value != "STARTED"]
+        return []
+
     def run(self, run_id: str) -> dg.DagsterRun:
         found = self.instance.get_run_by_id(run_id)
         assert found is not None

@@ -1,13 +1,22 @@
 """The definitions that a real Dagster loads in tests; what is in them is said by the environment.
 
 `TEST_FOLDER` has the tickets; `TEST_JOB` the job's fields, as JSON, over those of `ticket_job`.
-The account comes from `BATCHROUTER_…` variables, as a person would set them.
+The account comes from `BATCHROUTER_…` variables, as a person would set them. While there is a
+file `stop_at.json` in the folder, processes that load this stop at the kill point that it names.
 """
+
+# ruff: noqa: E402 - kill points are read when batchrouter is imported
 
 import json
 import os
 import time
 from pathlib import Path
+
+FOLDER = Path(os.environ["TEST_FOLDER"])
+for inherited in ("BATCHROUTER_STOP_AT", "BATCHROUTER_KILL_LOG"):
+    os.environ.pop(inherited, None)  # a step's process has the variables of its run's worker
+if (stop_at := FOLDER / "stop_at.json").exists():
+    os.environ |= json.loads(stop_at.read_text())
 
 import dagster as dg
 import polars as pl
@@ -19,7 +28,6 @@ from dagster_batchrouter import (
     build_batchrouter_sensor,
 )
 
-FOLDER = Path(os.environ["TEST_FOLDER"])
 JOB = json.loads(os.environ["TEST_JOB"])
 MODE = os.environ.get("TEST_MODE", "deferred")
 PARTITIONS = json.loads(os.environ.get("TEST_PARTITIONS", "null"))

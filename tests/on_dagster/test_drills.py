@@ -1,12 +1,18 @@
-"""Kills and restarts around a real Dagster: one batch and one row a key, each time.
+"""Kill, restart, retry, terminate, repeat, on a real Dagster: one batch, one row a key, each time.
 
 One deployment and one router serve all drills; each has a day of its own. The lane answers after
 some seconds, so that there is a time between submission and end.
 """
 
+import contextlib
+import json
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import dagster as dg
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
@@ -20,7 +26,8 @@ from on_dagster.test_real import SUBMISSION, TABLE, Scene
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
-LATENCY_S = 20
+LATENCY_S = 60
+"""Long enough for a terminated run to reach its batch on a busy machine."""
 
 
 class Drill:
@@ -50,6 +57,34 @@ class Drill:
         assert len(self.batches(day)) == 1
         assert [each.state for each in self.batches(day)] == ["succeeded"]
 
+    def launch_and_stop(self, day: str, point: str, **tags: str) -> tuple[str, list[int]]:
+        """Launch a submission, whose step stops at a kill point; return its run and the step."""
+        with self.stopping_at(point) as is_reached:
+            run_id = self.dagster.launch(SUBMISSION, partition=day, tags=tags)
+            self.dagster.wait_until(is_reached, point, 240)
+        return run_id, self.dagster.pids_of_run(run_id)["steps"]
+
+    @contextlib.contextmanager
+    def stopping_at(self, point: str) -> Iterator[Callable[[], bool]]:
+        """Let processes that start meanwhile stop at a point; the function says if one has."""
+        passed = self.scene.folder / f"passed-{time.time_ns()}"
+        stop_at = self.scene.folder / "stop_at.json"
+        told = {"BATCHROUTER_STOP_AT": point, "BATCHROUTER_KILL_LOG": str(passed)}
+        stop_at.write_text(json.dumps(told))
+        try:
+            yield lambda: passed.exists() and point in passed.read_text().split()
+        finally:
+            stop_at.unlink()
+
+    def landings(self, day: str) -> list[dg.DagsterRun]:
+        """The runs that the sensor launched for a day, newest first."""
+        tags = {"batchrouter/run_key": f"{TABLE}:{day}"}
+        return list(self.dagster.instance.get_runs(dg.RunsFilter(tags=tags)))
+
+    def retries_of(self, run_id: str) -> list[dg.DagsterRun]:
+        runs = self.dagster.instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": run_id}))
+        return [run for run in runs if run.run_id != run_id]
+
 
 @pytest.fixture(scope="module")
 def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
@@ -64,6 +99,56 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
 
 
 days: Iterator[str] = iter(DAYS.get_partition_keys())
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        state = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0]
+        return state not in {"Z", "X"}
+    return False
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_worker_and_its_step_killed_right_after_the_purchase(drill: Drill) -> None:
+    day = next(days)
+    tags = {"dagster/max_retries": "2"}
+    run_id, steps = drill.launch_and_stop(day, "submit.after_send", **tags)
+    assert len(drill.batches(day)) == 1
+    kill(steps + drill.dagster.pids_of_run(run_id)["worker"])
+
+    assert drill.dagster.wait_for_run(run_id, 240) is dg.DagsterRunStatus.FAILURE
+    drill.check_landed(day)
+    assert drill.retries_of(run_id)[-1].status is dg.DagsterRunStatus.SUCCESS
+
+
+def test_a_step_killed_right_after_the_purchase_is_retried_in_its_run(drill: Drill) -> None:
+    day = next(days)
+    run_id, steps = drill.launch_and_stop(day, "submit.after_send")
+    assert len(drill.batches(day)) == 1
+    kill(steps)
+
+    assert drill.dagster.wait_for_run(run_id, 240) is dg.DagsterRunStatus.SUCCESS
+    drill.check_landed(day)
+    assert any(each.is_step_restarted for each in drill.dagster.events_of(run_id))
+
+
+def test_a_step_left_as_an_orphan_goes_on_after_its_successor(drill: Drill) -> None:
+    day = next(days)
+    tags = {"dagster/max_retries": "2"}
+    run_id, [orphan] = drill.launch_and_stop(day, "submit.after_send", **tags)
+    kill(drill.dagster.pids_of_run(run_id)["worker"])
+
+    assert drill.dagster.wait_for_run(run_id, 240) is dg.DagsterRunStatus.FAILURE
+    drill.check_landed(day)
+    assert is_alive(orphan)
+    os.kill(orphan, signal.SIGCONT)
+    drill.dagster.wait_until(lambda: not is_alive(orphan), "the orphan's end", 180)
+    drill.check_landed(day)
 
 
 def test_the_daemon_killed_between_the_end_of_a_batch_and_its_landing(drill: Drill) -> None:
@@ -106,3 +191,62 @@ def test_the_router_restarted_while_a_batch_is_in_flight(drill: Drill) -> None:
     drill.router.start()
 
     drill.check_landed(day)
+
+
+def test_a_landing_run_killed_is_launched_again(drill: Drill) -> None:
+    day = next(days)
+    with drill.stopping_at("landing.before_commit") as is_reached:
+        drill.dagster.wait_for_run(drill.dagster.launch(SUBMISSION, partition=day), 240)
+        drill.dagster.wait_until(is_reached, "the landing", 300)
+    [first] = drill.landings(day)
+    pids = drill.dagster.pids_of_run(first.run_id)
+    kill(pids["worker"] + pids["steps"])
+
+    assert drill.dagster.wait_for_run(first.run_id, 240) is dg.DagsterRunStatus.FAILURE
+    drill.check_landed(day)
+    assert [each.status for each in drill.landings(day)] == [
+        dg.DagsterRunStatus.SUCCESS,
+        dg.DagsterRunStatus.FAILURE,
+    ]
+
+
+def test_ticks_from_the_beginning_land_nothing_again(drill: Drill) -> None:
+    before = drill.dagster.statuses_at_rest()
+    assert (TABLE, "SUCCESS") in before
+
+    drill.dagster.set_cursor("batchrouter_sensor", None)
+    reset_at = time.time()
+    drill.dagster.wait_until(
+        lambda: len(drill.dagster.ticks_since("batchrouter_sensor", reset_at)) >= 3, "ticks", 180
+    )
+
+    assert drill.dagster.statuses_at_rest() == before
+
+
+def test_a_terminated_run_takes_its_batch_with_it(drill: Drill) -> None:
+    day = next(days)
+    run_id, [step] = drill.launch_and_stop(day, "submit.after_send")
+    drill.dagster.terminate(run_id)
+    os.kill(step, signal.SIGCONT)
+
+    assert drill.dagster.wait_for_run(run_id, 240) is dg.DagsterRunStatus.CANCELED
+    # What the provider has is finished all the same, so it is seen only in between.
+    drill.dagster.wait_until(lambda: drill.batches(day)[0].state == "cancelling", "the cancel", 60)
+    assert len(drill.batches(day)) == 1
+
+
+def test_a_run_terminated_in_its_queue_buys_nothing(drill: Drill) -> None:
+    day = next(days)
+    drill.dagster.kill("daemon")  # so that it stays queued
+    run_id = drill.dagster.launch(SUBMISSION, partition=day)
+    drill.dagster.terminate(run_id)
+    drill.dagster.start_daemon()
+
+    assert drill.dagster.wait_for_run(run_id) is dg.DagsterRunStatus.CANCELED
+    assert not drill.batches(day)
+
+
+def test_no_landing_failed_but_the_one_that_was_killed(drill: Drill) -> None:
+    failed = [assets for assets, status in drill.dagster.statuses_at_rest() if status == "FAILURE"]
+    assert failed.count(TABLE) == 1
+    assert set(failed) <= {TABLE, SUBMISSION}  # submissions were killed, or met no router
