@@ -12,6 +12,8 @@ KEYS   ?= 2000000
 BIN         := $(VENV)/bin
 READY       := $(VENV)/.ready-core
 CONSTRAINTS := tests/constraints/core.txt
+# All of the core's extras but `spark`.
+EXTRAS      := adbc all azure delta gcs iceberg otel postgres s3 sqlite
 # Two workers: what CI has. Each test may still start a router of its own.
 PYTEST      := -m pytest -n 2 --dist loadgroup
 
@@ -24,6 +26,8 @@ FOLDER_airflow := airflow_provider
 FOLDER_dagster := dagster_batchrouter
 FOLDER_prefect := prefect_batchrouter
 MEMBERS := $(foreach name,airflow dagster prefect,$(if $(wildcard $(FOLDER_$(name))/pyproject.toml),$(name)))
+# Apache Spark is part of the core, in an environment of its own: it wants other versions, and a Java.
+SPARK_PYTEST := .venv-spark/bin/python $(PYTEST)
 PYTEST_OF = .venv-$*/bin/python $(PYTEST) --config-file $(FOLDER_$*)/pyproject.toml --rootdir .
 
 .DEFAULT_GOAL := help
@@ -37,7 +41,7 @@ help: ## what there is
 demo: $(READY) ## the whole story on a bundled table: no account, no network, under a minute
 	@$(BIN)/batchrouter demo $(ARGS)
 
-test: test-core $(MEMBERS:%=test-%) ## all tests but the drills
+test: test-core test-spark $(MEMBERS:%=test-%) ## all tests but the drills
 
 test-core: $(READY) ## unit, router and end-to-end tests, and every example in a docstring; ARGS="-k name"
 	$(BIN)/python $(PYTEST) -m "not drill" core/src tests $(ARGS)
@@ -45,11 +49,17 @@ test-core: $(READY) ## unit, router and end-to-end tests, and every example in a
 test-%: .venv-%/.ready ## the tests of one package, beside its real orchestrator: test-airflow, …; ARGS="-k name"
 	$(PYTEST_OF) -m "not drill" $(FOLDER_$*)/src tests/on_$* $(ARGS)
 
-check: check-core $(MEMBERS:%=check-%) ## lint, format, types (pyright strict) and the layers between the rooms
+test-spark: .venv-spark/.ready
+	$(SPARK_PYTEST) -m "not drill" tests/on_spark $(ARGS)
+
+check: check-core check-spark $(MEMBERS:%=check-%) ## lint, format, types (pyright strict) and the layers between the rooms
 
 check-%: .venv-%/.ready $(READY)
 	cd $(FOLDER_$*) && ../$(BIN)/pyright --pythonpath ../.venv-$*/bin/python
 	.venv-$*/bin/lint-imports $(FOLDER_$*)/pyproject.toml
+
+check-spark: .venv-spark/.ready $(READY)
+	$(BIN)/pyright --pythonpath .venv-spark/bin/python core/src/batchrouter/spark
 
 check-core: $(READY)
 	$(BIN)/ruff check .
@@ -73,10 +83,13 @@ bench: $(READY) ## speed and memory, measured; prints tables; ROWS=2000000 KEYS=
 	$(BIN)/python tests/benchmarks/bench_keys.py --keys $(KEYS)
 	$(BIN)/python tests/benchmarks/bench_upload.py
 
-drills: drills-core $(MEMBERS:%=drills-%) ## the long kill and fault runs: every kill point, every lost reply
+drills: drills-core drills-spark $(MEMBERS:%=drills-%) ## the long kill and fault runs: every kill point, every lost reply
 
 drills-core: $(READY)
 	$(BIN)/python $(PYTEST) -m drill --timeout 1800 tests $(ARGS)
+
+drills-spark: .venv-spark/.ready
+	$(SPARK_PYTEST) -m drill --timeout 1800 tests/on_spark $(ARGS)
 
 drills-%: .venv-%/.ready ## the drills of one package, beside its real orchestrator
 	$(PYTEST_OF) -m drill --timeout 1800 tests/on_$* $(ARGS)
@@ -86,12 +99,18 @@ fuzz: $(READY) ## fuzz the manifest check and the artifact decoder; SECONDS=3600
 	$(BIN)/python tests/fuzz/fuzz_manifest_line.py -max_total_time=$(SECONDS)
 	$(BIN)/python tests/fuzz/fuzz_artifact_line.py -max_total_time=$(SECONDS)
 
-constraints: constraints-core $(MEMBERS:%=constraints-%) ## renew the tested versions in tests/constraints/ (asks the package index)
+constraints: constraints-core constraints-spark $(MEMBERS:%=constraints-%) ## renew the tested versions in tests/constraints/ (asks the package index)
 
 constraints-core: $(BIN)/uv
-	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --group dev --universal --python-version 3.11 \
 		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--quiet --output-file $(CONSTRAINTS)
+
+constraints-spark: $(BIN)/uv
+	$(BIN)/uv pip compile pyproject.toml --extra all --extra spark --group spark --universal \
+		--python-version 3.11 --upgrade --no-emit-package batchrouter-core \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--quiet --output-file tests/constraints/spark.txt
 
 # The core itself is installed from this checkout, so it has no version to be pinned.
 constraints-%: $(BIN)/uv
@@ -117,6 +136,13 @@ $(BIN)/uv:
 $(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint $(CONSTRAINTS) \
 		--build-constraint $(CONSTRAINTS) --compile-bytecode --group dev --editable '.[all,delta,iceberg,otel,postgres,s3,sqlite]'
+	@touch $@
+
+.venv-spark/.ready: pyproject.toml tests/constraints/spark.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-spark
+	VIRTUAL_ENV=.venv-spark $(BIN)/uv pip install --quiet --constraint tests/constraints/spark.txt \
+		--build-constraint tests/constraints/core.txt --compile-bytecode \
+		--group spark --editable '.[all,spark]'
 	@touch $@
 
 .venv-%/.ready: pyproject.toml tests/constraints/%.txt | $(BIN)/uv

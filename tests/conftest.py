@@ -16,8 +16,9 @@ PACKAGE_OF = {
     "on_airflow": "airflow_provider_batchrouter",
     "on_dagster": "dagster_batchrouter",
     "on_prefect": "prefect_batchrouter",
+    "on_spark": "pyspark",
 }
-"""Each orchestrator has an environment of its own, and its tests run there alone."""
+"""Each orchestrator, and Spark, has an environment of its own, and its tests run there alone."""
 
 
 def _is_installed(package: str) -> bool:

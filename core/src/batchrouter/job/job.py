@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_serializer, 
 
 from batchrouter.job.columns import clash_problems
 from batchrouter.job.credentials import credential_problems
+from batchrouter.job.engine import checked_engine, engine_problems
 from batchrouter.job.fingerprint import fingerprint_of
 from batchrouter.job.params import ParamValue, checked_params, filled, merged_params, use_problems
 from batchrouter.job.part import JobPart
@@ -108,6 +109,9 @@ class Job(JobPart):
     retry_invalid: int = Field(
         0, ge=0, le=MOST_ROUNDS, description="rounds that buy answers that did not fit again"
     )
+    engine: Annotated[str | None, BeforeValidator(checked_engine)] = Field(
+        None, description="where the table is built and landed: on one machine, or on Spark"
+    )
     retain: Retain | None = Field(None, description="how long the run folder keeps what")
 
     if TYPE_CHECKING:  # one key may be given as text, a budget as text or a number
@@ -132,6 +136,7 @@ class Job(JobPart):
             incremental: bool = ...,
             retry_failed: int = ...,
             retry_invalid: int = ...,
+            engine: str | None = ...,
             retain: Retain | Mapping[str, str] | None = ...,
         ) -> None: ...
 
@@ -152,6 +157,7 @@ class Job(JobPart):
                 " table from the runs before"
             )
         problems += self._source_problems()
+        problems += engine_problems(self)
         written = self.request.model_dump(exclude={"output"})
         problems += credential_problems(written, "request", is_location=False)
         if problems:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from typing import IO, Protocol, cast
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 
 from batchrouter.errors import JobError, LandingError, StorageError
@@ -76,6 +77,8 @@ class JudgedRows:
         rounds: The parts of each round, that of all rows first.
         run_key: The run's key.
         known_vector_size: Asked for the size of vectors if no artifact tells.
+        vector_size: The size of vectors where it is known, so that no artifact is asked.
+        later_within: The first and the last `_row` that count of later rounds; None for all.
         reads_output: False leaves the answers unread: a line without an error is a success, and
             the rows have no columns of the output.
 
@@ -93,20 +96,24 @@ class JudgedRows:
         run_key: str,
         *,
         known_vector_size: Callable[[], int | None] = lambda: None,
+        vector_size: int | None = None,
+        later_within: tuple[int, int] | None = None,
         reads_output: bool = True,
     ) -> None:
         self._fs = fs
         self._rounds = [sorted(parts, key=lambda part: part.index) for parts in rounds]
         self._run_key = run_key
         carried = tuple(dict.fromkeys((*job.key_columns, *job.keep)))
-        self._vector_size: int | None = None
+        self.vector_size = vector_size
+        """How many numbers a vector has; None where there are none, or none is known."""
+        self._later_within = later_within
         try:
             self._snapshots = [
                 [_snapshot(fs, part, carried) for part in parts] for parts in self._rounds
             ]
-            if reads_output and _has_vectors(job):
+            if reads_output and _has_vectors(job) and vector_size is None:
                 all_parts = [part for parts in self._rounds for part in parts]
-                self._vector_size = _first_vector_size(fs, all_parts) or known_vector_size()
+                self.vector_size = _first_vector_size(fs, all_parts) or known_vector_size()
         except OSError as error:
             raise StorageError(f"the run folder cannot be read: {error}") from error
         self._check_same_columns()
@@ -116,7 +123,7 @@ class JudgedRows:
         self._batch_rows = _VECTOR_BATCH_ROWS if _has_vectors(job) else _BATCH_ROWS
         try:
             reader = (
-                open_reader(job.request, operation=job.operation, vector_size=self._vector_size)
+                open_reader(job.request, operation=job.operation, vector_size=self.vector_size)
                 if reads_output
                 else UnreadOutput()
             )
@@ -163,9 +170,22 @@ class JudgedRows:
         with ExitStack() as stack:
             judged = stack.enter_context(closing(self._round(0, listener, repeated)))
             for resend_round in range(1, len(self._rounds)):
-                later = stack.enter_context(closing(self._round(resend_round, listener, iter(()))))
+                later = stack.enter_context(closing(self._later(resend_round, listener)))
                 judged = replaced(judged, later)
             yield from judged
+
+    def _later(self, resend_round: int, listener: PartListener) -> Judged:
+        """Yield the rows of a later round, as far as they are of the rows that are asked for."""
+        with closing(self._round(resend_round, listener, iter(()))) as judged:
+            if self._later_within is None:
+                yield from judged
+                return
+            first, last = self._later_within
+            for some, batch in judged:
+                places = some.column("_row").to_numpy()
+                begin, end = np.searchsorted(places, (first, last + 1)).tolist()
+                if begin < end:
+                    yield some.slice(begin, end - begin), batch.slice(begin, end - begin)
 
     def _round(
         self, resend_round: int, listener: PartListener, repeated: Iterator[Repeated]
@@ -195,7 +215,7 @@ class JudgedRows:
             shared = SharedJudging(
                 self._asked,
                 operation=self._operation,
-                vector_size=self._vector_size,
+                vector_size=self.vector_size,
                 batch_rows=self._batch_rows,
                 run_key=self._run_key,
                 part=part,

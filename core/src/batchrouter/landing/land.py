@@ -66,7 +66,7 @@ def land_parts(
     """
     started_s = time.monotonic()
     prepare_process()
-    rows = _rows_to_land(job, fs, [parts, *resent], sink, identity)
+    rows = rows_to_land(job, fs, [parts, *resent], sink, identity)
     sink.check(rows.schema, identity)
     tally = Tally()
     ends = _PartEnds(fs, rejects_dir, token, tally)
@@ -103,18 +103,20 @@ def check_landing(
         StorageError: The run folder cannot be read.
     """
     prepare_process()
-    rows = _rows_to_land(job, fs, [parts], sink, identity)
+    rows = rows_to_land(job, fs, [parts], sink, identity)
     sink.check(rows.schema, identity)
     return rows.schema
 
 
-def _rows_to_land(
+def rows_to_land(
     job: JobToLand,
     fs: fsspec.AbstractFileSystem,
     rounds: Sequence[Sequence[PartToLand]],
     sink: Sink,
     identity: LandingIdentity,
 ) -> JudgedRows:
+    """Open the rows of a run; vectors that no artifact has are as large as the table's."""
+
     def size_in_table() -> int | None:
         table = sink.current_schema(identity)
         if table is None or PLAIN_OUTPUT not in table.names:

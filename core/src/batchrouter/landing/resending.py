@@ -26,7 +26,7 @@ from batchrouter.errors import (
 from batchrouter.killpoints import reached
 from batchrouter.landing.judged import JobToLand, JudgedRows
 from batchrouter.landing.lines import read_blocks
-from batchrouter.landing.rejects import Kind, Rejects
+from batchrouter.landing.rejects import NoRejects, Rejects
 from batchrouter.landing.report import PartToLand
 from batchrouter.manifest.built import BuiltManifest
 from batchrouter.manifest.packing import open_manifest
@@ -296,17 +296,7 @@ class _Unkept:
 
     def rejects_of(self, resend_round: int, part: PartToLand) -> Rejects:
         del resend_round, part
-        return _NoRejects()
+        return NoRejects()
 
     def end_part(self, resend_round: int, part: PartToLand, rejects: Rejects) -> None:
         del resend_round, part, rejects
-
-
-class _NoRejects(Rejects):
-    def __init__(self) -> None:
-        super().__init__(fsspec.filesystem("file"), "")
-
-    def add(self, kind: Kind, at_byte: int, raw: bytes, reason: str) -> None:
-        """Count the line alone."""
-        del at_byte, raw, reason
-        self.counts[kind] += 1

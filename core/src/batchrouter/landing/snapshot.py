@@ -68,6 +68,15 @@ class Snapshot:
             lines = (file.read_row_group(at, ["_line"], use_threads=False)[0] for at in groups)
             return [len(each) - each.null_count for each in lines]
 
+    def first_and_last_row(self) -> tuple[int, int] | None:
+        """Give the `_row` of the first row and of the last one; None without any."""
+        if not self.row_count:
+            return None
+        with self._open() as file:
+            ends = (0, file.metadata.num_row_groups - 1)
+            first, last = (file.read_row_group(at, ["_row"], use_threads=False)[0] for at in ends)
+            return int(first[0].as_py()), int(last[-1].as_py())
+
     def sent_item_ids(self) -> Iterator["pa.Array[Any]"]:
         """Yield the item ids of the rows that were sent, in the order of their lines."""
         with self._open() as file:

@@ -1,6 +1,7 @@
 """The counts of a landing, and the proof that no row was lost before it is committed."""
 
 from collections import Counter
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
@@ -80,6 +81,32 @@ class Tally:
         self._rejected.update(rejects.counts)
         if not rejects.is_empty:
             self._reject_files.append(PurePosixPath(rejects.path).name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the counts as JSON-safe values."""
+        return {
+            "rows": self.rows,
+            "statuses": dict(self._statuses),
+            "codes": dict(self._codes),
+            "rejected": dict(self._rejected),
+            "reject_files": self._reject_files,
+            "input_tokens": self._input_tokens,
+            "output_tokens": self._output_tokens,
+            "cost_usd": str(self._cost_usd),
+            "last_row": self._last_row,
+        }
+
+    def add_told(self, told: Mapping[str, Any]) -> None:
+        """Add the counts that another process wrote, of rows that follow these."""
+        self.rows += told["rows"]
+        self._statuses.update(told["statuses"])
+        self._codes.update(told["codes"])
+        self._rejected.update(told["rejected"])
+        self._reject_files += told["reject_files"]
+        self._input_tokens += told["input_tokens"]
+        self._output_tokens += told["output_tokens"]
+        self._cost_usd += Decimal(told["cost_usd"])
+        self._last_row = max(self._last_row, told["last_row"])
 
     def reconcile(self, rows_built: int) -> None:
         """See that every row that was built has exactly one status.

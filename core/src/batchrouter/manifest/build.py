@@ -6,15 +6,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import fsspec
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from batchrouter.errors import ManifestError
 from batchrouter.job import Job
 from batchrouter.manifest.built import BuiltManifest
 from batchrouter.manifest.check import check_columns
-from batchrouter.manifest.kernel import Slice
+from batchrouter.manifest.cutting import write_batch
 from batchrouter.manifest.keys import SeenKeys, refuse_duplicates
 from batchrouter.manifest.parts import PartFiles, PartLimits
 from batchrouter.manifest.process import prepare_process
@@ -154,7 +151,7 @@ class _Build:
         with SeenKeys() as seen, contextlib.closing(batches):
             for batch in batches:
                 seen.add(batch.digests)
-                self._write(batch)
+                write_batch(batch, self._files)
                 self._unchanged.add(batch.snapshot)
             self._files.close()
             refuse_duplicates(seen, self._job.key_columns, self._keys_again)
@@ -175,30 +172,3 @@ class _Build:
                 left -= len(piece)
                 if not left:
                     return
-
-    def _write(self, batch: BatchLines) -> None:
-        """Write a batch's lines, and its snapshot rows beside them, split where a part ends."""
-        for piece, sent in batch.slices:
-            self._write_slice(piece, sent, batch)
-        self._files.open_part.write_rows(batch.snapshot.until(batch.row_count))
-
-    def _write_slice(self, piece: Slice, sent: npt.NDArray[np.int64], batch: BatchLines) -> None:
-        at, start_byte = 0, 0
-        while at < len(piece.ends):
-            part = self._files.open_part
-            count = self._files.fitting(piece.ends[at:], start_byte)
-            if count:
-                end_byte = int(piece.ends[at + count - 1])
-                batch.snapshot.number(sent[at : at + count], part.item_count)
-                part.write_lines(piece.lines[start_byte:end_byte], count)
-                at, start_byte = at + count, end_byte
-            elif part.item_count:
-                part.write_rows(batch.snapshot.until(int(sent[at])))
-                self._files.next()
-            else:
-                size = int(piece.ends[at]) - start_byte
-                row = batch.first_row + int(sent[at])
-                raise ManifestError(
-                    f"row {row} (from 0) makes a line of {size} bytes, which no part can hold:"
-                    f" raise parts.max_bytes"
-                )

@@ -8,6 +8,7 @@ import pyarrow.types as pt
 
 from batchrouter.errors import BatchrouterError, SourceError
 from batchrouter.job import Job, Raw
+from batchrouter.job.engine import is_spark_frame
 from batchrouter.job.problems import did_you_mean
 from batchrouter.job.templates import Placeholder
 from batchrouter.manifest.arrow import DataType
@@ -36,6 +37,8 @@ def check_job(job: Job, storage_options: Mapping[str, Any] | None = None) -> lis
         >>> check_job(job)
         ["request.user: the source has no column 'bdy'; there are: id"]
     """
+    if job.engine is not None or is_spark_frame(job.source):
+        return ["engine: the table is looked at on Spark alone: a dry run builds it there"]
     try:
         schema = open_source(job, storage_options=storage_options).schema
     except BatchrouterError as error:

@@ -8,7 +8,7 @@ up in the row snapshots, so that a collision is told from a duplicate exactly.
 
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -245,7 +245,7 @@ def refuse_duplicates(
                 rows = rows_by_key.setdefault(key, [])
                 if len(rows) < _NAMED:
                     rows.append(batch.column("_row")[at].as_py())
-                shown.setdefault(key, _shown(batch, names, at))
+                shown.setdefault(key, shown_key(batch, names, at))
                 if key_by_digest.setdefault(full, key) != key:
                     raise ManifestError(
                         f"the keys {shown[key_by_digest[full]]} and {shown[key]} have one item id;"
@@ -277,7 +277,8 @@ def _hits(
         yield at, keys[at].as_py(), digests[at * _DIGEST_BYTES : (at + 1) * _DIGEST_BYTES]
 
 
-def _shown(batch: pa.RecordBatch, names: tuple[str, ...], at: int) -> str:
+def shown_key(batch: pa.RecordBatch, names: Sequence[str], at: int) -> str:
+    """Write the key of one row for a person."""
     return ", ".join(f"{name}={_told(batch.column(name).slice(at, 1))}" for name in names)
 
 

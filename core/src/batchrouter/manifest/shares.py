@@ -53,7 +53,7 @@ class SharedRendering:
         if not isinstance(source, FileSource) or process_count() == 1:
             return None
         shares = source.shares()
-        document = _document(job)
+        document = document_of(job)
         if document is None or len(shares) < 2 or sum(s.row_count for s in shares) < LEAST_ROWS:  # noqa: PLR2004 - one has nobody to share with
             return None
         return cls(document, source, schema, bought, min(process_count(), len(shares)))
@@ -84,7 +84,7 @@ class SharedRendering:
                 yield from Staged(Path(folder.name), str(at), self._schema).batches()
 
 
-def _document(job: Job) -> Json | None:
+def document_of(job: Job) -> Json | None:
     """Write the job as JSON from which a worker makes the very same lines; None if it cannot."""
     document = job.model_dump(mode="json")
     request = document["request"]

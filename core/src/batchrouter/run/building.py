@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from batchrouter.manifest.built import BuiltManifest
+
 
 def build(context: RunContext) -> None:
     """Write the manifest and the row snapshot, and journal their names.
@@ -24,33 +26,52 @@ def build(context: RunContext) -> None:
         ManifestError: A row cannot become a request; nothing of the build is kept.
         StorageError: The run folder takes no more; nothing of the build is kept.
     """
-    from batchrouter.manifest.build import build_manifest  # noqa: PLC0415 - loads pyarrow
-
     if context.state.manifest is not None:
         return
     generation = context.state.generation
     reached("build.before")
     with storage_errors("writing the manifest"):
-        built = build_manifest(
-            context.job,
-            fs=context.folder.fs,
-            manifest_dir=context.folder.ensure("manifest"),
-            rows_dir=context.folder.ensure("rows"),
-            token=context.folder.new_name(str(generation)),
-            on_progress=lambda rows: context.tell(Progress("build", rows, None, "rows")),
-            limit=context.limit,
-            bought=_bought(context),
-            storage_options=context.settings.storage_options,
-            source_version=context.state.source_version,
-            on_source_version=lambda version: context.journal.append(
-                Pinned(generation=generation, source_version=version)
-            ),
-        )
+        built = _built_on_spark(context) if context.is_on_spark else _built_here(context)
     reached("build.after")
     context.tell(Progress("build", built.row_count, built.row_count, "rows"))
     context.journal.append(
         Built(generation=generation, manifest=built.to_dict()),
         still=lambda state: state.generation == generation and state.manifest is None,
+    )
+
+
+def _built_on_spark(context: RunContext) -> "BuiltManifest":
+    from batchrouter.spark.building import built_on_spark  # noqa: PLC0415 - loads pyarrow
+    from batchrouter.spark.session import session_of  # noqa: PLC0415 - as above
+
+    return built_on_spark(
+        context.job,
+        spark=session_of(context.job),
+        fs=context.folder.fs,
+        folders=(context.folder.ensure("manifest"), context.folder.ensure("rows")),
+        token=context.folder.new_name(str(context.state.generation)),
+        limit=context.limit,
+    )
+
+
+def _built_here(context: RunContext) -> "BuiltManifest":
+    from batchrouter.manifest.build import build_manifest  # noqa: PLC0415 - loads pyarrow
+
+    generation = context.state.generation
+    return build_manifest(
+        context.job,
+        fs=context.folder.fs,
+        manifest_dir=context.folder.ensure("manifest"),
+        rows_dir=context.folder.ensure("rows"),
+        token=context.folder.new_name(str(generation)),
+        on_progress=lambda rows: context.tell(Progress("build", rows, None, "rows")),
+        limit=context.limit,
+        bought=_bought(context),
+        storage_options=context.settings.storage_options,
+        source_version=context.state.source_version,
+        on_source_version=lambda version: context.journal.append(
+            Pinned(generation=generation, source_version=version)
+        ),
     )
 
 

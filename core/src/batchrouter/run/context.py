@@ -81,6 +81,13 @@ class RunContext:
         return self.given_job
 
     @property
+    def is_on_spark(self) -> bool:
+        """True when the table is built and landed on Spark."""
+        from batchrouter.spark.session import uses_spark  # noqa: PLC0415 - loads pyarrow
+
+        return uses_spark(self.job)
+
+    @property
     def state(self) -> RunState:
         """What the journal says, as far as it has been read."""
         return self.journal.state

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchrouter.errors import (
     AuthError,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchrouter.api.models import Batch
-    from batchrouter.landing.land import LandingIdentity, PartToLand
+    from batchrouter.landing.land import LandingIdentity, LandingReport, PartToLand
     from batchrouter.landing.sinks import Sink
 
 _log = logging.getLogger(__name__)
@@ -182,8 +182,6 @@ def land(context: RunContext, *, again: bool = False) -> None:
         ArtifactError: A copy in the run folder is damaged, and no whole one can be had.
         MissingExtraError: The tables extra is not installed.
     """
-    from batchrouter.landing.land import land_parts  # noqa: PLC0415 - loads pyarrow
-
     begun = (context.state.generation, context.state.round)
     _check_rows_kept(context)
     context.folder.ensure("rejects")
@@ -193,17 +191,12 @@ def land(context: RunContext, *, again: bool = False) -> None:
         [part for part in parts_of_round(context, each) if part.artifact_path is not None]
         for each in range(1, context.state.round + 1)
     ]
-    rows = context.manifest.row_count
-    report = land_parts(
-        context.job,
-        fs=context.folder.fs,
+    report = _landed(
+        context,
         parts=parts,
         sink=sink_of(context),
         identity=replace(landing_identity(context), again=again),
-        rejects_dir=context.folder.path("rejects"),
-        token=context.folder.token,
         resent=resent,
-        on_progress=lambda done: context.tell(Progress("land", done, rows, "rows")),
     )
     try:
         context.journal.append(
@@ -219,6 +212,27 @@ def land(context: RunContext, *, again: bool = False) -> None:
             land(context, again=True)
         raise
     _tidy(context)
+
+
+def _landed(context: RunContext, **given: Any) -> "LandingReport":
+    """Land on Spark, or here."""
+    from batchrouter.landing.land import land_parts  # noqa: PLC0415 - loads pyarrow
+
+    rows = context.manifest.row_count
+    given |= {
+        "fs": context.folder.fs,
+        "rejects_dir": context.folder.path("rejects"),
+        "token": context.folder.token,
+        "on_progress": lambda done: context.tell(Progress("land", done, rows, "rows")),  # pyright: ignore[reportUnknownLambdaType]
+    }
+    if not context.is_on_spark:
+        return land_parts(context.job, **given)
+    from batchrouter.spark.landing import landed_on_spark  # noqa: PLC0415 - loads pyarrow
+    from batchrouter.spark.session import session_of  # noqa: PLC0415 - as above
+
+    landed_dir = context.folder.ensure("landed")
+    spark = session_of(context.job)
+    return landed_on_spark(context.job, spark=spark, landed_dir=landed_dir, **given)
 
 
 def _check_rows_kept(context: RunContext) -> None:
@@ -293,6 +307,7 @@ def _tidy(context: RunContext) -> None:
     names = (each.collected.artifact_name for each in context.state.current if each.collected)
     kept = {name for name in names if name is not None}
     context.folder.remove_strays("artifact", kept)
+    context.folder.remove_strays("landed", set())
     context.folder.remove_strays("manifest", {each.manifest_path for each in built})
     context.folder.remove_strays("rows", {each.rows_path for each in built})
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +17,8 @@ _ZSTD_LEVEL = 1
 """Writing at level 1 costs a tenth of decoding; higher levels are for tables read for years."""
 
 
-def write_file(path: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> int:
-    """Write a file; what `batches` raises goes through, and leaves half a file.
+def write_file(path: Path | IO[bytes], batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> int:
+    """Write a file, or to an open one; what `batches` raises goes through, and leaves half a file.
 
     Returns:
         The number of rows.
@@ -29,7 +30,7 @@ def write_file(path: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema)
     group: list[pa.RecordBatch] = []
     group_rows = group_bytes = 0
     with pq.ParquetWriter(
-        path, schema, compression="zstd", compression_level=_ZSTD_LEVEL
+        cast("Any", path), schema, compression="zstd", compression_level=_ZSTD_LEVEL
     ) as writer:
         for batch in batches:
             group.append(batch)

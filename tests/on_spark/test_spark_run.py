@@ -1,0 +1,73 @@
+"""A whole run on Spark, from a real router: the table is that of a run on one machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchrouter import Run
+from batchrouter.spark import land
+from batchrouter.testing import RunningRouter, running_router
+from on_spark.tables import files_in, job_of, landed, tickets
+
+pytestmark = pytest.mark.xdist_group("spark")
+ROWS = 1_500
+COUNTED = ("row_count", "input_tokens", "output_tokens", "error_codes")
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
+    with running_router(tmp_path_factory.mktemp("router")) as running:
+        yield running
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "tickets.parquet"
+    pq.write_table(tickets(ROWS), path)
+    return path
+
+
+def run_of(job: Any, router: RunningRouter, folder: Path, key: str = "2026-11-22") -> Run:
+    settings = router.settings(runs_url=str(folder / "runs"))
+    return Run.open(job, run_key=key, settings=settings)
+
+
+def test_a_run_of_a_frame_lands_the_rows_of_a_run_on_one_machine(
+    spark: Any, router: RunningRouter, source: Path, tmp_path: Path
+) -> None:
+    frame = spark.read.parquet(str(source)).repartition(3, "ticket_id")
+    with run_of(job_of(str(source), sink=str(tmp_path / "here")), router, tmp_path, "one") as run:
+        here = run.execute(timeout_s=300)
+
+    with run_of(job_of(frame, sink=str(tmp_path / "there")), router, tmp_path, "two") as run:
+        there = run.execute(timeout_s=300)
+        folder = Path(run.folder_url)
+
+    dropped = ["_run_key"]
+    assert landed(tmp_path / "there").drop_columns(dropped) == landed(
+        tmp_path / "here"
+    ).drop_columns(dropped)
+    assert there.rows == here.rows
+    assert [getattr(there, each) for each in COUNTED] == [getattr(here, each) for each in COUNTED]
+    assert there.row_count == ROWS
+    assert there.batch_count == 3
+    assert files_in(folder / "landed") == set()
+
+
+def test_a_job_that_says_spark_lands_twice_to_the_same_table(
+    spark: Any, router: RunningRouter, source: Path, tmp_path: Path
+) -> None:
+    spark.read.parquet(str(source)).createOrReplaceTempView("tickets")
+    job = job_of("table:tickets", engine="spark", sink=str(tmp_path / "labelled"))
+    with run_of(job, router, tmp_path) as run:
+        first = run.execute(timeout_s=300)
+        before = landed(tmp_path / "labelled")
+
+        again = land(spark, run, again=True)
+
+    assert landed(tmp_path / "labelled") == before
+    assert again.rows == first.rows
+    assert again.rows["skipped"] == len([row for row in range(ROWS) if row % 97 == 3])
