@@ -98,11 +98,8 @@ def test_a_bad_row_is_named_by_place_and_key(
 
 
 def test_without_java_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyspark.sql import SparkSession
-
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
 
     with pytest.raises(ConfigError, match="Spark needs Java 17"):
         session_of(job_of("tickets.parquet", engine="spark:local[2]"))

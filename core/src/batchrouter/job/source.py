@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from batchrouter.job.engine import is_spark_frame
 from batchrouter.job.params import ParamValue, filled
 from batchrouter.job.part import JobPart
 from batchrouter.job.problems import did_you_mean, name_of_type
@@ -84,6 +85,8 @@ def checked_source(source: Any) -> Any:
     if isinstance(source, os.PathLike):
         return os.fspath(source)
     is_table = hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__")
+    # Older Spark frames have neither; their rows are not to come here anyway.
+    is_table = is_table or is_spark_frame(source)
     if not is_table and not (isinstance(source, str) and source):
         raise ValueError(
             f"must be a path, a glob or a URL of a table, {{sql, connection}}, or an object with"

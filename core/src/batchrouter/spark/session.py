@@ -36,10 +36,10 @@ def uses_spark(job: Job) -> bool:
 
 
 def session_of(job: Job) -> Session:
-    """Give the session of a job: the given one, its DataFrame's, the active one, or a new one.
+    """Give the session of a job: the given one, its DataFrame's, or that of its `engine`.
 
-    A new one is of the job's `engine`; where that names no place, of SPARK_REMOTE or of Spark's
-    own settings. It stays open, as Spark's sessions do.
+    Where that names no place it is the active one, or one of SPARK_REMOTE or of Spark's own
+    settings. What is started stays open, as Spark's sessions do.
 
     Raises:
         ConfigError: Spark does not start; without Java 17 it cannot.
@@ -55,7 +55,7 @@ def session_of(job: Job) -> Session:
         sql: Any = import_module("pyspark.sql")
     except ImportError:
         raise MissingExtraError.for_extra("spark", needed_for="engine: spark") from None
-    active = sql.SparkSession.getActiveSession()
+    active = None if place else sql.SparkSession.getActiveSession()
     return active if active is not None else _started(sql.SparkSession.builder, place)
 
 
