@@ -51,20 +51,22 @@ def load_job(
 
 @contextmanager
 def airflow_connections(job: "Job") -> Generator[None]:
-    """Let the job's ``connection:`` names stand for Airflow's connections while it is built.
+    """Let the connections that the job names stand for Airflow's, of its source and its table.
 
     A variable that is set already wins. The variables are taken out again: a task's process
     starts others, which need not know.
     """
-    from batchrouter.job import Query  # noqa: PLC0415 - a DAG file must not pay for it
+    from batchrouter.job.source import (  # noqa: PLC0415 - a DAG file must not pay for it
+        connection_variable,
+    )
 
-    needed = [each for each in (job.source, job.sink) if isinstance(each, Query)]
     added: list[str] = []
     try:
-        for each in needed:
-            if each.variable not in os.environ:
-                os.environ[each.variable] = _url_of(each.connection)
-                added.append(each.variable)
+        for name in job.connections:
+            variable = connection_variable(name)
+            if variable not in os.environ:
+                os.environ[variable] = _url_of(name)
+                added.append(variable)
         yield
     finally:
         for name in added:

@@ -19,7 +19,7 @@ from batchrouter.job.problems import job_error, problems_in
 from batchrouter.job.requests import AnyRequest, Chat, Embedding, Raw, Workflow
 from batchrouter.job.retain import Retain
 from batchrouter.job.route import Names, Route
-from batchrouter.job.sink import Mode, checked_sink, mode_problems
+from batchrouter.job.sink import Mode, checked_sink, connection_of, mode_problems
 from batchrouter.job.source import Query, checked_source
 from batchrouter.job.templates import Template
 from batchrouter.money import parse_usd
@@ -249,6 +249,17 @@ class Job(JobPart):
             JobError: A parameter that it uses has no value.
         """
         return self._filled("sink", self.sink)
+
+    @property
+    def connections(self) -> tuple[str, ...]:
+        """The names of the connections that its source and its table need, each once.
+
+        Raises:
+            JobError: A parameter that the sink uses has no value.
+        """
+        of_source = self.source.connection if isinstance(self.source, Query) else None
+        needed = (of_source, connection_of(self.resolved_sink))
+        return tuple(dict.fromkeys(name for name in needed if name))
 
     def _filled(self, field: str, text: str) -> str:
         return self._told(field, lambda params: filled(text, params))

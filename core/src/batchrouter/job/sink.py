@@ -70,6 +70,18 @@ def place_of(sink: str) -> str:
     return sink[found.end() :] if found else sink
 
 
+def connection_of(sink: str) -> str | None:
+    """Name the connection that a sink is written through; None where it needs none.
+
+    Example:
+        >>> connection_of("sqlite:warehouse#labels"), connection_of("duckdb:lake.db#labels")
+        ('warehouse', None)
+    """
+    if "<connection>" not in KINDS[kind_of(sink)].form:
+        return None
+    return place_of(sink).rpartition("#")[0]
+
+
 def checked_sink(sink: Any) -> Any:
     """Check a sink's form.
 
