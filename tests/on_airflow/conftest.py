@@ -27,7 +27,12 @@ os.environ |= {
 
 CONFIG = {
     "credits": {"initial_usd": "100000"},
-    "lanes": [lane("quick", 3), lane("long", 20), lane("flaky", failure_rate=0.5)],
+    "lanes": [
+        lane("quick", 3),
+        lane("long", 20),
+        lane("endless", 600),
+        lane("flaky", failure_rate=0.5),
+    ],
 }
 
 
