@@ -5,11 +5,17 @@ answer is put in its place, and the drills have the real one.
 """
 
 import asyncio
+import signal
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.execution_time.timeout import timeout
 from airflow_provider_batchrouter import fate, killing
-from airflow_provider_batchrouter.operators import BatchrouterRunJobOperator
+from airflow_provider_batchrouter.operators import (
+    BatchrouterRunJobOperator,
+    BatchrouterSubmitOperator,
+)
 from airflow_provider_batchrouter.triggers import BatchrouterBatchTrigger, batch
 
 from batchrouter import Client
@@ -97,6 +103,53 @@ def test_a_running_task_that_is_killed(
     operator.on_kill()
 
     assert (state_of(router, batch_id) in {"cancelling", "cancelled"}) is decided
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_submission_that_is_killed(
+    job: dict[str, Any], task: Task, router: RunningRouter, says: Any, *, decided: bool
+) -> None:
+    says(decided=decided)
+    slow = {**job, "route": {"models": ["long"]}}
+    submit = BatchrouterSubmitOperator(task_id="submit", job=slow)
+    [batch_id] = submit.execute(task.context)["batch_ids"]
+
+    submit.on_kill()
+
+    assert (state_of(router, batch_id) in {"cancelling", "cancelled"}) is decided
+
+
+class TimesOut(BatchrouterRunJobOperator):
+    """Its execution timeout comes as soon as it waits; Airflow's runner calls `on_kill` then."""
+
+    def tell_of_batches(self, context: Any, run: Any) -> dict[str, Any]:
+        told = super().tell_of_batches(context, run)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        return told
+
+    def run_as_airflow_does(self, context: Any) -> None:
+        with timeout(150):
+            try:
+                self.execute(context)
+            except AirflowTaskTimeout:
+                self.on_kill()
+                raise
+
+
+# The alarm may come in the middle of an import, and leave its file to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("on_timeout", ["cancel", "leave"])
+def test_an_execution_timeout_does_as_the_task_says(
+    job: dict[str, Any], task: Task, router: RunningRouter, on_timeout: Any
+) -> None:
+    endless = {**job, "route": {"models": ["endless"]}}
+    waits_itself = TimesOut(task_id="label", job=endless, on_timeout=on_timeout)
+
+    with pytest.raises(AirflowTaskTimeout):
+        waits_itself.run_as_airflow_does(task.context)
+
+    [batch_id] = task.pushed["run"]["batch_ids"]
+    assert (state_of(router, batch_id) in {"cancelling", "cancelled"}) is (on_timeout == "cancel")
 
 
 def test_a_task_that_shall_not_be_cancelled_is_not(

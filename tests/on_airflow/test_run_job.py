@@ -1,6 +1,9 @@
 """The whole job in one task, on the embedded router: bought once, whatever happens to the task."""
 
 import json
+import os
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from pkgutil import resolve_name
@@ -138,15 +141,18 @@ def test_a_time_that_is_over_fails_for_good_and_leaves_or_cancels(
     job: dict[str, Any], task: Task, router: RunningRouter
 ) -> None:
     slow = {**job, "route": {"models": ["long"]}}
-    deferral(operator(slow).execute, task.context)
+    [batch_id] = deferral(operator(slow).execute, task.context).trigger.batch_ids
     with pytest.raises(AirflowFailException, match="Clear the task to land what came"):
         operator(slow, timeout=0.001).execute_complete(task.context, {"status": "deadline"})
+    with Client(router.settings()) as client:
+        assert client.retrieve_batch(batch_id).state not in {"cancelling", "cancelled"}
     with pytest.raises(AirflowFailException, match="asked to cancel"):
         operator(slow, timeout=0.001, on_timeout="cancel").execute_complete(
             task.context, {"status": "deadline"}
         )
 
-    assert len(batches(router, task)) == 1
+    [batch] = batches(router, task)
+    assert batch.state in {"cancelling", "cancelled"}
 
 
 def test_a_larger_share_of_failed_rows_fails_the_task_after_landing(
@@ -171,6 +177,22 @@ def test_a_job_file_is_found_beside_the_dag_file(
     defers = deferral(operator("job.json", job_params={"day": "1"}).execute, context)
 
     assert defers.trigger.run_names["job"] == "label"
+
+
+def test_a_table_behind_an_airflow_connection_is_landed(
+    job: dict[str, Any], task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lake.db"
+    path.touch()
+    fields = {"conn_type": "sqlite", "host": str(path)}
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(fields))
+
+    to_the_end(lambda: operator({**job, "sink": "sqlite:warehouse#labels"}), task)
+
+    with closing(sqlite3.connect(path)) as database:
+        landed = database.execute("select id from labels order by id").fetchall()
+    assert landed == [(number,) for number in range(12)]
+    assert "BATCHROUTER_CONNECTION_WAREHOUSE" not in os.environ
 
 
 def test_two_map_indexes_are_two_runs(job: dict[str, Any], task: Task) -> None:
