@@ -50,6 +50,11 @@ with DAG("endless_blocking", schedule=None, catchup=False):
 with DAG("pushed", schedule=None, catchup=False):
     BatchrouterRunJobOperator(task_id="label", job=JOBS["quick"], deferrable=True, wait="webhook")
 
+for name in {"quick", "banking77"} & JOBS.keys():
+    for wait in ("poll", "webhook"):
+        with DAG(f"{name}_by_{wait}", schedule=None, catchup=False):
+            BatchrouterRunJobOperator(task_id="label", job=JOBS[name], deferrable=True, wait=wait)
+
 with DAG("steps", schedule=None, catchup=False):
     quote = BatchrouterQuoteOperator(task_id="quote", job=JOBS["steps"])
     submit = BatchrouterSubmitOperator(task_id="submit", job=JOBS["steps"])

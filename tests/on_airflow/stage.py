@@ -20,6 +20,7 @@ from on_airflow.lanes import lane
 LONG_S = 15.0
 ENDLESS_S = 600.0
 ROWS = 20
+BANKING77 = Path(__file__).resolve().parents[3] / "shared" / "data" / "banking77"
 WEBHOOKS = "/batchrouter/webhooks/batchrouter_default"
 
 
@@ -72,6 +73,10 @@ class Stage:
         table = ds.dataset(self.jobs[job]["sink"], format="parquet").to_table()
         keys = table.column("_run_key").to_pylist()
         return table.filter(pa.array([key.startswith(run_key) for key in keys]))
+
+    def landed_keys(self, job: str, run_key: str) -> list[Any]:
+        """The keys of the job's own table that one run has landed."""
+        return sorted(self.landed(job, run_key).column(self.jobs[job]["key"]).to_pylist())
 
     def landed_ids(self, job: str, run_key: str = "") -> list[int]:
         return sorted(self.landed(job.replace("-", "_"), run_key).column("id").to_pylist())
@@ -138,4 +143,26 @@ def _jobs(root: Path) -> dict[str, dict[str, Any]]:
         for name in ("quick", "long", "endless", "steps", "in_memory")
     }
     del jobs["in_memory"]["source"]
+    if BANKING77.is_dir():
+        jobs["banking77"] = _banking77(jobs["quick"], root)
     return jobs
+
+
+def _banking77(like: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Real queries to a bank, each labelled with one of 77 intents."""
+    labels = json.loads((BANKING77 / "categories.json").read_text())
+    return {
+        **like,
+        "name": "banking77",
+        "source": str(BANKING77 / "train.parquet"),
+        "key": "query_id",
+        "request": {
+            "kind": "chat",
+            "system": "Answer with the intent.",
+            "user": "{text}",
+            "output": {"intent": {"type": "string", "enum": labels}},
+            "parameters": {"max_output_tokens": 32},
+        },
+        "budget": "50.00",
+        "sink": str(root / "labelled_banking77"),
+    }

@@ -52,6 +52,28 @@ def assert_no_secret(stage: Stage, airflow: Airflow) -> None:
 
 
 @pytest.mark.drill
+@pytest.mark.parametrize("wait", ["poll", "webhook"])
+@pytest.mark.parametrize(
+    ("job", "row_count"),
+    [("quick", 20), pytest.param("banking77", 10_003, marks=pytest.mark.shared_data)],
+)
+def test_a_whole_table_is_labelled_by_polling_and_by_webhook(
+    stage: Stage, job: str, row_count: int, wait: str
+) -> None:
+    dag_id = f"{job}_by_{wait}"
+    run_id = stage.airflow.trigger(dag_id)
+
+    stage.airflow.wait_for_run(dag_id, run_id, timeout_s=400)
+
+    [batch] = stage.batches(dag_id, run_id)
+    assert batch.state == "succeeded"
+    receipt = stage.airflow.xcom(dag_id, run_id, "label")
+    assert receipt["row_count"] == receipt["rows"]["succeeded"] == row_count
+    landed = stage.landed_keys(job, f"{dag_id}/label/{run_id}")
+    assert len(landed) == len(set(landed)) == row_count
+
+
+@pytest.mark.drill
 def test_every_row_of_each_partition_lands_once_for_mapped_tasks(stage: Stage) -> None:
     run_id = stage.airflow.trigger("mapped")
 
