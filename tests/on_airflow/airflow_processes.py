@@ -70,7 +70,7 @@ class Airflow:
     def stop(self) -> None:
         """End everything: politely, then surely."""
         groups = {name: process.pid for name, process in self._running.items()}
-        descendants = [pid for group in groups.values() for pid in _descendants(group)]
+        below = [pid for group in groups.values() for pid in descendants(group)]
         for pid in groups.values():
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGTERM)
@@ -81,7 +81,7 @@ class Airflow:
         for pid in groups.values():
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-        for pid in descendants:  # tasks lead groups of their own
+        for pid in below:  # tasks lead groups of their own
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self._running.values():
@@ -90,7 +90,7 @@ class Airflow:
     def task_processes(self, word: str) -> list[int]:
         """The pids below the scheduler whose command line has a word in it."""
         found: list[int] = []
-        for pid in _descendants(self._running["scheduler"].pid):
+        for pid in descendants(self._running["scheduler"].pid):
             with suppress(OSError):
                 if word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
                     found.append(pid)
@@ -291,11 +291,11 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """All processes below one, at this moment."""
     found: list[int] = []
     with suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
             for child in (thread / "children").read_text().split():
-                found += [int(child), *_descendants(int(child))]
+                found += [int(child), *descendants(int(child))]
     return found

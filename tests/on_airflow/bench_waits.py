@@ -68,7 +68,6 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 500, 1000])
     asked = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from batchrouter import Client
     from batchrouter.testing import FaultProxy, running_router
     from on_airflow.lanes import lane
 
@@ -83,9 +82,7 @@ def main() -> None:
         running_router(config=config) as router,
         FaultProxy(router.base_url) as proxy,
     ):
-        with Client(router.settings()) as client:
-            # The waits share these: what a wait costs does not hang on whose batch it is for.
-            batch_ids = [_buy(client, number) for number in range(20)]
+        batch_ids = bought(router, 20)
         extra = {"poll_interval_s": str(POLL_S)}
         fields = {"conn_type": "batchrouter", "host": proxy.base_url, "password": router.api_key}
         connection = json.dumps({**fields, "extra": extra})
@@ -113,6 +110,14 @@ def main() -> None:
                     f" {told['peak_mb']:.0f} |",
                     flush=True,
                 )
+
+
+def bought(router: Any, count: int) -> list[str]:
+    """Batches that waits share: what a wait costs does not hang on whose batch it is for."""
+    from batchrouter import Client
+
+    with Client(router.settings()) as client:
+        return [_buy(client, number) for number in range(count)]
 
 
 def _buy(client: Any, number: int) -> str:
