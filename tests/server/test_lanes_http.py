@@ -11,7 +11,7 @@ import pytest
 
 from batchrouter.server.config import RouterConfig
 from batchrouter.server.lanes.health import unhealthy_lanes
-from batchrouter.server.lanes.item_journal import ItemJournal
+from batchrouter.server.lanes.item_journal import FolderJournals
 from batchrouter.server.lanes.lane import Lane, LaneAnswer, LaneItem, LaneProgress
 from batchrouter.server.lanes.registry import LaneRegistry
 from batchrouter.server.lanes.throttle import Throttle
@@ -141,7 +141,7 @@ def test_what_a_kill_left_open_is_asked_again_and_counted(
     lane_of: Callable[..., Lane], provider: StandIn, tmp_path: Path
 ) -> None:
     items = chats("answered", "in flight", "never sent")
-    journal = ItemJournal(tmp_path / "memory" / "ours" / "m", HANDLE)
+    journal = FolderJournals(tmp_path / "memory" / "ours" / "m").open(HANDLE)
     journal.write_items(items)
     journal.mark_sent(items[0])
     journal.write_answer(items[0], LaneAnswer(b'{"kept":true}', 3, 2))

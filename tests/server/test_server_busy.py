@@ -13,7 +13,7 @@ QUESTION = {"models": ["gpt-4o-mini"], "task": "responses", "estimated_items": 1
 def test_a_database_that_others_hold_is_a_503_with_a_wait(
     open_surface: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchrouter.server.storage.database._BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr("batchrouter.server.storage.sqlite._BUSY_TIMEOUT_MS", 100)
     surface = open_surface()
     path = surface.services.folder.database
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

@@ -21,6 +21,14 @@ data_option = click.option(
     help="The folder of a router that was started there; it may be running.",
 )
 
+database_option = click.option(
+    "--database",
+    envvar="BATCHROUTER_DATABASE",
+    metavar="URL",
+    help="postgresql://…, for several processes on the same state. Better set as"
+    " BATCHROUTER_DATABASE: other users of a machine see its commands.",
+)
+
 
 def database_path(data_dir: Path, needed_for: str) -> Path:
     """Name the database of a router that was started in a folder.
@@ -47,18 +55,23 @@ def database_path(data_dir: Path, needed_for: str) -> Path:
 
 
 @contextmanager
-def router_database(data_dir: Path, needed_for: str) -> "Generator[Database]":
-    """Open the database of a router that was started in a folder.
+def router_database(
+    data_dir: Path, needed_for: str, database: str | None = None
+) -> "Generator[Database]":
+    """Open the database of a router: of the folder in which one was started, or a shared one.
 
     Raises:
         ConfigError: None was, or a newer router's is there.
         MissingExtraError: The server extra is not installed.
     """
-    path = database_path(data_dir, needed_for)
-    from batchrouter.server.storage.database import Database  # noqa: PLC0415 - loads SQLAlchemy
-
-    database = Database.open(path)
+    if database is None:
+        database_path(data_dir, needed_for)
     try:
-        yield database
+        from batchrouter.server.storage.places import Places  # noqa: PLC0415 - loads SQLAlchemy
+    except ModuleNotFoundError as error:
+        raise MissingExtraError.for_extra("server", needed_for=needed_for) from error
+    opened = Places.find(data_dir, database=database).open_database()
+    try:
+        yield opened
     finally:
-        database.close()
+        opened.close()

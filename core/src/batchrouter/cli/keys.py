@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchrouter.cli.console import out, say_json, table
-from batchrouter.cli.data_folder import data_option, database_path, router_database
+from batchrouter.cli.data_folder import (
+    data_option,
+    database_option,
+    database_path,
+    router_database,
+)
 from batchrouter.cli.options import json_option
 from batchrouter.errors import ConfigError
 
@@ -28,6 +33,7 @@ def keys() -> None:
 
 @keys.command()
 @data_option
+@database_option
 @click.option(
     "--scopes",
     default=",".join(_SCOPES),
@@ -36,13 +42,14 @@ def keys() -> None:
 )
 @click.option("--label", default="", help="For people: whose key it is.")
 @json_option
-def create(*, data_dir: Path, scopes: str, label: str, as_json: bool) -> None:
+def create(*, data_dir: Path, database: str | None, scopes: str, label: str, as_json: bool) -> None:
     """Mint a key and print it: it is shown this once, and only its hash is kept."""
-    database_path(data_dir, _NEEDED_FOR)
+    if database is None:
+        database_path(data_dir, _NEEDED_FOR)
     from batchrouter.server.serve import mint_key  # noqa: PLC0415 - loads the router
 
     names = [name.strip() for name in scopes.split(",") if name.strip()]
-    key = mint_key(data_dir, names, label)
+    key = mint_key(data_dir, names, label, database=database)
     if as_json:
         say_json({"key": key, "scopes": names, "label": label})
     else:
@@ -51,10 +58,11 @@ def create(*, data_dir: Path, scopes: str, label: str, as_json: bool) -> None:
 
 @keys.command(name="list")
 @data_option
+@database_option
 @json_option
-def list_command(*, data_dir: Path, as_json: bool) -> None:
+def list_command(*, data_dir: Path, database: str | None, as_json: bool) -> None:
     """List the keys by id; the keys themselves are known to nobody but their owners."""
-    with _connection(data_dir) as conn:
+    with _connection(data_dir, database) as conn:
         found = _rows(conn)
     if as_json:
         say_json(found)
@@ -68,11 +76,12 @@ def list_command(*, data_dir: Path, as_json: bool) -> None:
 @keys.command()
 @click.argument("key_id", metavar="ID")
 @data_option
-def revoke(*, key_id: str, data_dir: Path) -> None:
+@database_option
+def revoke(*, key_id: str, data_dir: Path, database: str | None) -> None:
     """Revoke a key by the id that `keys list` shows; requests with it are refused from now on."""
     from sqlalchemy import update  # noqa: PLC0415 - `--help` does without
 
-    with _connection(data_dir) as conn:
+    with _connection(data_dir, database) as conn:
         from batchrouter.server.storage.clock import now_us  # noqa: PLC0415 - loads SQLAlchemy
         from batchrouter.server.storage.tables import api_keys  # noqa: PLC0415 - as above
 
@@ -90,8 +99,8 @@ def revoke(*, key_id: str, data_dir: Path) -> None:
 
 
 @contextmanager
-def _connection(data_dir: Path) -> "Generator[Connection]":
-    with router_database(data_dir, _NEEDED_FOR) as database, database.writing() as conn:
+def _connection(data_dir: Path, database: str | None) -> "Generator[Connection]":
+    with router_database(data_dir, _NEEDED_FOR, database) as opened, opened.writing() as conn:
         yield conn
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchrouter.cli.console import out, say_json, table
-from batchrouter.cli.data_folder import data_option, router_database
+from batchrouter.cli.data_folder import data_option, database_option, router_database
 from batchrouter.cli.options import json_option
 from batchrouter.errors import ConfigError, MissingExtraError
 
@@ -57,11 +57,12 @@ def check(*, config_path: Path | None, as_json: bool) -> None:
 
 @lanes.command(name="list")
 @data_option
+@database_option
 @json_option
-def list_command(*, data_dir: Path, as_json: bool) -> None:
+def list_command(*, data_dir: Path, database: str | None, as_json: bool) -> None:
     """List what is open at providers: prepared, sent, unsettled or held."""
-    with router_database(data_dir, _NEEDED_FOR) as database:
-        found = _open_submissions(database)
+    with router_database(data_dir, _NEEDED_FOR, database) as opened:
+        found = _open_submissions(opened)
     if as_json:
         say_json(found)
         return
@@ -77,9 +78,17 @@ _COLUMNS = ("submission", "lane", "model", "state", "items", "provider_batch", "
 @lanes.command()
 @click.argument("submission", metavar="SUBMISSION")
 @data_option
+@database_option
 @click.option("--adopt", metavar="BATCH", help="The provider's batch that it is, by its id.")
 @click.option("--not-bought", is_flag=True, help="The provider has no such batch: send it again.")
-def reconcile(*, submission: str, data_dir: Path, adopt: str | None, not_bought: bool) -> None:
+def reconcile(
+    *,
+    submission: str,
+    data_dir: Path,
+    database: str | None,
+    adopt: str | None,
+    not_bought: bool,
+) -> None:
     """Settle a held submission, after a look at the provider's own console.
 
     The router holds what it can neither find at the provider nor rule out, and buys nothing
@@ -87,10 +96,10 @@ def reconcile(*, submission: str, data_dir: Path, adopt: str | None, not_bought:
     """
     if (adopt is None) is not not_bought:
         raise ConfigError("say one of --adopt BATCH and --not-bought")
-    with router_database(data_dir, _NEEDED_FOR) as database:
+    with router_database(data_dir, _NEEDED_FOR, database) as opened:
         from batchrouter.server.lanes.book import decide_held  # noqa: PLC0415 - loads SQLAlchemy
 
-        if not decide_held(database, submission, adopt=adopt):
+        if not decide_held(opened, submission, adopt=adopt):
             raise ConfigError(
                 f"no submission {submission!r} is held; "
                 f"`batchrouter lanes list --data {data_dir}` shows what is"

@@ -20,6 +20,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "land": ("runs:land", "Write the table of a run whose batches have ended; buys nothing."),
     "batches": ("batches:batches", "The batches that the router knows."),
     "serve": ("serve:serve", "Run the embedded router."),
+    "migrate": ("migrate:migrate", "Make or update the tables of a router's shared database."),
     "lanes": ("lanes:lanes", "Try the router's lanes; settle what a provider left open."),
     "keys": ("keys:keys", "Create, list and revoke the embedded router's keys."),
     "webhooks": ("webhooks:webhooks", "Receive webhook deliveries into an inbox."),

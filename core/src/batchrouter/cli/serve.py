@@ -1,11 +1,16 @@
 """`serve`: the embedded router in the foreground."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from batchrouter.cli.console import out
+from batchrouter.cli.data_folder import database_option
 from batchrouter.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from batchrouter.server.app import Role
 
 
 @click.command()
@@ -34,6 +39,20 @@ from batchrouter.errors import ConfigError, MissingExtraError
 @click.option(
     "--allow-public-host", is_flag=True, help="Listen on an address that other machines can reach."
 )
+@database_option
+@click.option(
+    "--objects",
+    envvar="BATCHROUTER_OBJECTS",
+    metavar="URL",
+    help="s3://bucket/prefix, for manifests and artifacts; credentials by AWS_… as usual.",
+)
+@click.option(
+    "--role",
+    type=click.Choice(["both", "api", "worker"]),
+    default="both",
+    show_default=True,
+    help="With --database: answer callers, do the work, or both; any number of processes of each.",
+)
 @click.option("--check", "only_check", is_flag=True, help="Check the configuration and stop.")
 def serve(
     *,
@@ -42,6 +61,9 @@ def serve(
     host: str,
     port: int,
     allow_public_host: bool,
+    database: str | None,
+    objects: str | None,
+    role: "Role",
     only_check: bool,
 ) -> None:
     """Run the embedded router until it is interrupted.
@@ -61,4 +83,13 @@ def serve(
         return
     if data_dir is None:
         raise ConfigError("--data DIR is needed: where the router keeps its state")
-    serve_router(data_dir, config_path, host, port, allow_public_host=allow_public_host)
+    serve_router(
+        data_dir,
+        config_path,
+        host,
+        port,
+        allow_public_host=allow_public_host,
+        database=database,
+        objects=objects,
+        role=role,
+    )

@@ -3,13 +3,16 @@
 import argparse
 import sys
 
-from batchrouter.errors import ConfigError
+from batchrouter.errors import ConfigError, WorkerDiedError
 from batchrouter.server.config import load_config
 from batchrouter.server.serve import DEFAULT_HOST, DEFAULT_PORT, serve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve, or check a configuration; returns the exit code (2: something is set up wrong)."""
+    """Serve, or check a configuration; returns the exit code.
+
+    2: something is set up wrong; 12: others have its work, start it again.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m batchrouter.server", description="Serve the embedded batch router."
     )
@@ -22,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="listen on an address that other machines can reach",
     )
+    parser.add_argument("--database", metavar="URL", help="postgresql://…; without it, SQLite")
+    parser.add_argument("--objects", metavar="URL", help="s3://…; without it, the data folder")
+    parser.add_argument("--role", choices=["both", "api", "worker"], default="both")
     parser.add_argument("--check", action="store_true", help="check the configuration only")
     given = parser.parse_args(arguments)
     try:
@@ -40,10 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
             given.host,
             given.port,
             allow_public_host=given.allow_public_host,
+            database=given.database,
+            objects=given.objects,
+            role=given.role,
         )
     except ConfigError as error:
         sys.stderr.write(f"batchrouter: {error}\n")
         return 2
+    except WorkerDiedError as error:
+        sys.stderr.write(f"batchrouter: {error}\n")
+        return 12
     return 0
 
 

@@ -1,14 +1,17 @@
 """The router as an ASGI app: the parts put together, and started and stopped with it."""
 
 import asyncio
+import contextlib
 import inspect
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -29,14 +32,16 @@ from batchrouter.server.http.rate_limit import RateLimit
 from batchrouter.server.http.routes import routes
 from batchrouter.server.http.uploads import uploads
 from batchrouter.server.metrics import Metrics
-from batchrouter.server.services import Services
-from batchrouter.server.storage.database import Database
+from batchrouter.server.services import BatchEngine, Services
 from batchrouter.server.storage.folder import DataFolder
-from batchrouter.server.storage.objects import Objects
+from batchrouter.server.storage.places import Places
 from batchrouter.server.storage.retention import clear_leftovers, end_retention
 from batchrouter.server.storage.vault import Vault
+from batchrouter.server.work.enqueuing import AcceptsOnly
 
-__all__ = ["AppSettings", "create_app"]
+__all__ = ["AppSettings", "Role", "create_app"]
+
+Role = Literal["both", "api", "worker"]
 
 _LOG = logging.getLogger("batchrouter.server")
 
@@ -50,6 +55,9 @@ class AppSettings:
         public_url: The base of signed URLs.
         is_loopback: Whether only this machine can reach the router.
         runs_batches: False for a router that accepts batches and lets them queue.
+        database_url: `postgresql://…`; None for SQLite in the data folder.
+        objects_url: `s3://…`, or None for the data folder.
+        role: `api` answers callers, `worker` does the work, on the same database.
     """
 
     data_dir: Path
@@ -57,15 +65,29 @@ class AppSettings:
     public_url: str
     is_loopback: bool = True
     runs_batches: bool = True
+    database_url: str | None = field(default=None, repr=False)
+    objects_url: str | None = None
+    role: Role = "both"
 
 
 def create_app(settings: AppSettings) -> FastAPI:
     """Put the router together; it starts with the app's lifespan.
 
     Raises:
-        ConfigError: The data folder cannot be used, or was written by a newer router.
+        ConfigError: The data folder or the database cannot be used, or belongs to a newer router.
     """
-    services = open_services(settings)
+    if settings.role != "both" and settings.database_url is None:
+        raise ConfigError(
+            f"--role {settings.role} needs a database that others can reach: --database"
+            " postgresql://…; on SQLite one process does it all"
+        )
+
+    def taken_over() -> None:
+        app.state.is_taken_over = True
+        # As an operator would: what is being answered is finished first.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    services = open_services(settings, taken_over=taken_over)
     app = FastAPI(
         title="batchrouter",
         version=__version__,
@@ -81,16 +103,19 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.rate_limit = RateLimit(settings.config.limits.requests_per_minute)
     app.state.is_ready = False
     app.state.start_refused = None
+    app.state.is_taken_over = False
+    app.state.role = settings.role
     if settings.is_loopback:
         own = urlsplit(services.public_url).hostname or ""
         app.add_middleware(KnownHosts, names=(own, *settings.config.allowed_hosts))
     app.add_middleware(RequestLog, metrics=services.metrics)
     add_error_handlers(app)
     describe(app)
-    # Uploads first: their path would also match `/v1/batches/{batch_id}` of another method.
-    app.include_router(uploads)
-    app.include_router(routes)
-    app.include_router(downloads)
+    if settings.role != "worker":
+        # Uploads first: their path would also match `/v1/batches/{batch_id}` of another method.
+        app.include_router(uploads)
+        app.include_router(routes)
+        app.include_router(downloads)
     app.include_router(monitoring)
     app.add_api_route("/healthz", _healthz, tags=["operation"], summary="Is it alive?")
     app.add_api_route("/readyz", _readyz(app), tags=["operation"], summary="Can it work?")
@@ -106,23 +131,36 @@ def _without_its_own_telemetry() -> dict[str, Any]:
     return {"telemetry": dict.fromkeys(("tracing", "metrics", "logs", "auto_configure"), False)}
 
 
-def open_services(settings: AppSettings) -> Services:
-    """Open the data folder and everything in it; nothing runs yet."""
-    folder = DataFolder.open(settings.data_dir)
-    database = Database.open(folder.database)
-    objects = Objects.local(folder.objects)
+def open_services(settings: AppSettings, *, taken_over: Callable[[], None]) -> Services:
+    """Open the data folder, the database and everything in them; nothing runs yet.
+
+    Args:
+        settings: What to open.
+        taken_over: Called when another worker has taken over the work of this one.
+    """
+    places = Places(DataFolder.open(settings.data_dir), settings.database_url, settings.objects_url)
+    folder = places.folder
+    objects = places.open_objects()
+    database = places.open_database()
     metrics = Metrics(database)
-    engine = None
-    if settings.runs_batches:
+    vault = Vault.open(folder.secret_key)
+    if database.is_shared:
+        vault.agree(database)
+    engine: BatchEngine | None = None
+    if not settings.runs_batches:
+        pass
+    elif settings.role == "api":
+        engine = AcceptsOnly(database)
+    else:
         from batchrouter.server.work.engine import Engine  # noqa: PLC0415 - DBOS takes half a second
 
-        engine = Engine(database, objects, settings.config, folder, metrics)
+        engine = Engine(database, objects, settings.config, folder, metrics, on_lost=taken_over)
     return Services(
         folder=folder,
         config=settings.config,
         database=database,
         objects=objects,
-        vault=Vault.open(folder.secret_key),
+        vault=vault,
         engine=engine,
         public_url=settings.config.public_url or settings.public_url,
         is_loopback=settings.is_loopback,
@@ -132,8 +170,6 @@ def open_services(settings: AppSettings) -> Services:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    from batchrouter.server.delivery.courier import Courier  # noqa: PLC0415 - httpx loads here
-
     services: Services = app.state.services
     started_s = time.time()
     if services.engine is not None:
@@ -145,6 +181,25 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
             raise
     # The engine holds the folder's lock now, so what is older than this start has no owner.
     await run_in_threadpool(clear_leftovers, services, before_s=started_s)
+    working = _works(services) if app.state.role != "api" else contextlib.nullcontext()
+    async with working:
+        app.state.is_ready = True
+        _LOG.info("ready", extra={"fields": {"version": __version__, "role": app.state.role}})
+        try:
+            yield
+        finally:
+            app.state.is_ready = False
+    if services.engine is not None:
+        await services.engine.stop()
+    services.database.close()
+    _LOG.info("stopped", extra={"fields": {}})
+
+
+@asynccontextmanager
+async def _works(services: Services) -> AsyncGenerator[None]:
+    """Deliver webhooks and keep house, beside the engine."""
+    from batchrouter.server.delivery.courier import Courier  # noqa: PLC0415 - httpx loads here
+
     courier = Courier(
         services.database,
         services.vault,
@@ -153,19 +208,12 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     )
     await courier.start()
     keeping = asyncio.create_task(_keep_house(services))
-    app.state.is_ready = True
-    _LOG.info("ready", extra={"fields": {"version": __version__}})
     try:
         yield
     finally:
-        app.state.is_ready = False
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
         await courier.stop()
-        if services.engine is not None:
-            await services.engine.stop()
-        services.database.close()
-        _LOG.info("stopped", extra={"fields": {}})
 
 
 async def _keep_house(services: Services) -> None:

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from batchrouter.errors import ConfigError
 from batchrouter.server.config_lines import line_of
@@ -241,6 +241,17 @@ class Retention(ConfigPart):
         return self
 
 
+class Workers(ConfigPart):
+    """Processes that share a database.
+
+    Attributes:
+        lease_s: How long a worker may be silent before the others go on with its work. Above the
+            time of a garbage collection or a paused machine; below what a batch may wait.
+    """
+
+    lease_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
+
+
 class Credits(ConfigPart):
     """What a fresh workspace may spend."""
 
@@ -262,6 +273,13 @@ class RouterConfig(ConfigPart):
         limits: What one caller may send.
         retention: For how long things are kept.
         credits: What a fresh workspace may spend.
+        workers: Of processes that share a database.
+        database: `postgresql://…`, for several processes on the same state; without it, SQLite in
+            the data folder. `--database` and `BATCHROUTER_DATABASE` go before it.
+        objects: `s3://bucket/prefix` for manifests, results and artifacts; without it, the data
+            folder. `--objects` and `BATCHROUTER_OBJECTS` go before it.
+        artifact_urls: `store` signs URLs of an object store's own, `router` has all downloads go
+            through the router, for a store that callers do not reach.
         public_url: The base of signed URLs, when callers do not reach the router under the
             address that it listens on.
         allowed_hosts: Further names that a router on loopback goes by, such as that of a TLS
@@ -274,6 +292,10 @@ class RouterConfig(ConfigPart):
     limits: Limits = Limits()
     retention: Retention = Retention()
     credits: Credits = Credits()
+    workers: Workers = Workers()
+    database: SecretStr | None = None
+    objects: Annotated[str, Field(min_length=1)] | None = None
+    artifact_urls: Literal["store", "router"] = "store"
     public_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$")] | None = None
     allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")], ...] = ()
 

@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchrouter.errors import ConfigError
+from batchrouter.errors import ConfigError, WorkerDiedError
 from batchrouter.server.config import load_config
 from batchrouter.server.heap import share_heaps
-from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
 from batchrouter.server.storage.keys import SCOPES, create_key, has_keys, revoke_key
+from batchrouter.server.storage.places import Places
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["mint_key", "revoke", "serve"]
+    from batchrouter.server.app import Role
+
+__all__ = ["migrate", "mint_key", "revoke", "serve"]
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
@@ -35,6 +37,9 @@ def serve(
     port: int = DEFAULT_PORT,
     *,
     allow_public_host: bool = False,
+    database: str | None = None,
+    objects: str | None = None,
+    role: "Role" = "both",
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish what was being answered, and return.
 
@@ -47,9 +52,17 @@ def serve(
         host: The address to listen on.
         port: The port; 0 for any free one.
         allow_public_host: Must be set for an address that other machines can reach.
+        database: `postgresql://…`, whose tables `migrate` has made; default: what
+            `BATCHROUTER_DATABASE` or the configuration names, else SQLite in the folder.
+        objects: `s3://bucket/prefix` for manifests and artifacts; default: what
+            `BATCHROUTER_OBJECTS` or the configuration names, else the folder.
+        role: `api` answers callers and `worker` does the work, as many of each as wanted on one
+            database; `both` is one process for all. A worker answers `/healthz`, `/readyz` and
+            `/metrics` alone.
 
     Raises:
-        ConfigError: The configuration, the folder or the address cannot be used.
+        ConfigError: The configuration, the folder, the database or the address cannot be used.
+        WorkerDiedError: This process was silent for so long that others have its work now.
     """
     os.umask(0o077)
     share_heaps()
@@ -60,16 +73,47 @@ def serve(
             f"{host} can be reached by other machines, and keys would travel in clear text: put"
             " a TLS proxy before the router, and pass --allow-public-host if you mean it"
         )
-    folder = DataFolder.open(data_dir)
+    places = Places.find(data_dir, config, database=database, objects=objects)
     listener = _listen(host, port)
     address = _url_of(listener)
     _set_up_logs()
-    _welcome(folder, address, initial_credits_micro=config.credits.initial_micro)
+    if role != "worker":
+        _welcome(places, address, initial_credits_micro=config.credits.initial_micro)
 
     from batchrouter.server.app import AppSettings, create_app  # noqa: PLC0415 - checks come first
 
-    app = create_app(AppSettings(folder.root, config, public_url=address, is_loopback=is_loopback))
-    _run(app, listener, address, folder)
+    settings = AppSettings(
+        places.folder.root,
+        config,
+        public_url=address,
+        is_loopback=is_loopback,
+        database_url=places.database_url,
+        objects_url=places.objects_url,
+        role=role,
+    )
+    _run(create_app(settings), listener, address, places.folder)
+
+
+def migrate(database: str) -> list[str]:
+    """Make or update the tables of a shared database; routers may run on it meanwhile.
+
+    Args:
+        database: `postgresql://…`.
+
+    Returns:
+        The tables that were made; none when everything was there.
+
+    Raises:
+        ConfigError: Nothing answers there, or it belongs to a newer router.
+    """
+    from batchrouter.server.storage.postgres import connect  # noqa: PLC0415 - only where one is used
+    from batchrouter.server.storage.schema import migrate as migrate_tables  # noqa: PLC0415 - as above
+
+    opened = connect(database)
+    try:
+        return migrate_tables(opened)
+    finally:
+        opened.close()
 
 
 def mint_key(
@@ -79,6 +123,7 @@ def mint_key(
     *,
     workspace: str = "default",
     config_path: str | Path | None = None,
+    database: str | None = None,
 ) -> str:
     """Mint an API key; a running router knows it at once.
 
@@ -88,6 +133,7 @@ def mint_key(
         label: For people.
         workspace: Whose key it is; a new name makes a workspace with the initial credits.
         config_path: Where the initial credits of a new workspace stand.
+        database: As for `serve`.
 
     Returns:
         The key: only its hash is kept.
@@ -101,25 +147,24 @@ def mint_key(
         ...     mint_key(folder, ["read"], "dashboard")[:8]
         'bk_live_'
     """
-    folder = DataFolder.open(data_dir)
-    micro = load_config(config_path).credits.initial_micro
-    database = Database.open(folder.database)
+    config = load_config(config_path)
+    opened = Places.find(data_dir, config, database=database).open_database()
     try:
-        with database.writing() as conn:
+        with opened.writing() as conn:
             return create_key(
                 conn,
                 workspace=workspace,
                 scopes=scopes,
                 label=label,
-                initial_credits_micro=micro,
+                initial_credits_micro=config.credits.initial_micro,
             )
     finally:
-        database.close()
+        opened.close()
 
 
 def revoke(data_dir: str | Path, key: str) -> bool:
     """Revoke an API key at once; False when it is unknown or revoked already."""
-    database = Database.open(DataFolder.open(data_dir).database)
+    database = Places.find(data_dir).open_database()
     try:
         with database.writing() as conn:
             return revoke_key(conn, key)
@@ -127,9 +172,10 @@ def revoke(data_dir: str | Path, key: str) -> bool:
         database.close()
 
 
-def _welcome(folder: DataFolder, address: str, *, initial_credits_micro: int) -> None:
+def _welcome(places: Places, address: str, *, initial_credits_micro: int) -> None:
     """Mint the first key, and say how to use it."""
-    database = Database.open(folder.database)
+    folder = places.folder
+    database = places.open_database()
     try:
         with database.writing() as conn:
             if has_keys(conn):
@@ -190,6 +236,11 @@ def _run(app: "FastAPI", listener: socket.socket, address: str, folder: DataFold
     except SystemExit:
         # uvicorn leaves so when the start fails.
         pass
+    if app.state.is_taken_over:
+        raise WorkerDiedError(
+            "this process was silent for longer than its lease lasts, and another worker goes on"
+            " with its work: start it again"
+        )
     if not server.started:
         raise app.state.start_refused or ConfigError("the router cannot start: its log says why")
 

@@ -117,6 +117,11 @@ class RunningRouter:
         """Shut it down gracefully (SIGTERM); kill it when that takes over 20 s."""
         self._end(signal.SIGTERM)
 
+    def send(self, how: signal.Signals) -> None:
+        """Send its process a signal, such as SIGSTOP and SIGCONT."""
+        if self._process is not None:
+            self._process.send_signal(how)
+
     def restart(self, env: Mapping[str, str] | None = None) -> None:
         """Stop it if it runs, and start it again on the same folder and port.
 
@@ -125,6 +130,20 @@ class RunningRouter:
         """
         self.stop()
         self.start(env)
+
+    def wait_until_stopped(self, timeout_s: float = 60.0) -> None:
+        """Wait until the process is suspended, such as by `BATCHROUTER_STOP_AT` (Linux).
+
+        Raises:
+            TimeoutError: It is not.
+        """
+        give_up_at = time.monotonic() + timeout_s
+        while time.monotonic() < give_up_at:
+            state = Path(f"/proc/{self.pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
+            if state == "T":
+                return
+            time.sleep(_LOOK_INTERVAL_S)
+        raise TimeoutError(f"the router was not suspended within {timeout_s} s")
 
     def wait_for_death(self, timeout_s: float = 30.0) -> int:
         """Wait until the process has ended by itself, such as at a kill point.

@@ -91,17 +91,26 @@ def require_artifact(batch: Row[Any]) -> None:
 def artifact_link(services: Services, batch: Row[Any]) -> dict[str, Any]:
     """Write the contract's artifact URL object, with a fresh URL."""
     expires_s = now_us() // 1_000_000 + services.config.limits.signed_url_s
-    path = f"/artifacts/{batch.id}.jsonl"
-    query = signer_of(services).sign(path, expires_s=expires_s)
     return {
         "batch_id": batch.id,
         "file_id": f"file_{batch.id.removeprefix('batch_')}",
-        "url": f"{services.public_url.rstrip('/')}{path}?{urlencode(query)}",
+        "url": _url(services, batch, expires_s),
         "expires_at": rfc3339(expires_s * 1_000_000),
         "bytes": batch.artifact_bytes,
         "sha256": batch.artifact_sha256,
         "format": "jsonl",
     }
+
+
+def _url(services: Services, batch: Row[Any], expires_s: int) -> str:
+    if services.config.artifact_urls == "store":
+        for_s = services.config.limits.signed_url_s
+        signed = services.objects.signed_url(batch.artifact_key, for_s=for_s)
+        if signed is not None:
+            return signed
+    path = f"/artifacts/{batch.id}.jsonl"
+    query = signer_of(services).sign(path, expires_s=expires_s)
+    return f"{services.public_url.rstrip('/')}{path}?{urlencode(query)}"
 
 
 def partial_link(services: Services, batch: Row[Any]) -> dict[str, Any] | None:

@@ -2,11 +2,13 @@
 
 import errno
 import math
+import sqlite3
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from obstore.exceptions import BaseError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -14,6 +16,7 @@ from starlette.routing import Match, Route
 
 from batchrouter.errors import APIError
 from batchrouter.server.refusals import refusal
+from batchrouter.server.work.lease import LeaseLostError
 
 __all__ = ["add_error_handlers", "answer_for", "foreseen"]
 
@@ -50,12 +53,22 @@ def foreseen(error: Exception) -> APIError | None:
         return refusal(
             "storage_full", "the router's disk is full; nothing was kept: try again later"
         )
-    if isinstance(error, PoolTimeoutError) or (
-        isinstance(error, OperationalError) and "database is locked" in str(error.orig)
+    if isinstance(error, BaseError):
+        told = "the router's object store does not answer; nothing was kept: try again"
+        return refusal("router_busy", told, retry_after_s=_BUSY_S)
+    if isinstance(error, PoolTimeoutError | LeaseLostError) or (
+        isinstance(error, OperationalError) and _is_busy(error)
     ):
         told = "the router's database was held by others for too long; nothing was kept: try again"
         return refusal("router_busy", told, retry_after_s=_BUSY_S)
     return None
+
+
+def _is_busy(error: OperationalError) -> bool:
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return "database is locked" in str(error.orig)
+    # PostgreSQL's are all of that kind: no turn to write in time, a session or server that ended.
+    return True
 
 
 async def _answer_refusal(_request: Request, error: Exception) -> JSONResponse:

@@ -229,6 +229,12 @@ class BatchLane:
         key = submission.key
         try:
             killpoints.reached("lanes.before_create")
+            self._book.check_fresh()
+        except ConnectionError:
+            # It was not sent. Where the lease is lost the book stays, and who took over asks.
+            self._book.move(key, ["intended"], "prepared", input_file=None)
+            raise
+        try:
             batch = self._api.create(intent, input_file, lines)
             killpoints.reached("lanes.after_create")
         except ProviderUnreachableError as error:

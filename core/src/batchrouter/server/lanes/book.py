@@ -150,6 +150,14 @@ class Book:
         with self._database.writing() as conn:
             return conn.execute(change).rowcount == 1
 
+    def check_fresh(self) -> None:
+        """See, right before a create is sent, that no other worker may send it.
+
+        Raises:
+            ConnectionError: One may; nothing has changed.
+        """
+        self._database.check_fresh()
+
     def has_room(self, key: str, room: Room) -> bool:
         """Tell whether a create of a prepared submission may be sent now."""
         with self._database.reading() as conn:

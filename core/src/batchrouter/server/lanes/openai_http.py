@@ -5,13 +5,13 @@ is written down before the next one is asked in its place (`item_journal.py`). A
 than `concurrency` items can be in flight: they are asked again, and counted as possibly repeated.
 """
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -19,7 +19,7 @@ from batchrouter import killpoints
 from batchrouter.server.lanes.bodies import openai_body, usage_of
 from batchrouter.server.lanes.chats import as_chat, as_response
 from batchrouter.server.lanes.health import LaneHealth
-from batchrouter.server.lanes.item_journal import ItemJournal
+from batchrouter.server.lanes.item_journal import ItemJournal, Journals
 from batchrouter.server.lanes.lane import LaneAnswer, LaneItem, LaneProgress
 from batchrouter.server.lanes.provider import (
     ProviderRefusedError,
@@ -38,6 +38,8 @@ GIVE_UP_AFTER_S = 15 * 60.0
 _BYTES_PER_TOKEN = 4
 _POLL_S = 0.2
 _TOO_MANY = 429
+_JOURNAL_PAUSE_S = 0.5
+_log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -50,7 +52,7 @@ class OpenAIHttpLane:
         wire: The server.
         throttle: Shared by the server's models.
         health: Told of each outcome.
-        folder: For journals.
+        journals: What was asked and answered.
         settings: The lane's options.
     """
 
@@ -62,7 +64,7 @@ class OpenAIHttpLane:
         wire: Wire,
         throttle: Throttle,
         health: LaneHealth,
-        folder: Path,
+        journals: Journals,
         settings: LaneSettings,
     ) -> None:
         self.provider = provider
@@ -73,7 +75,7 @@ class OpenAIHttpLane:
         self._wire = wire
         self._throttle = throttle
         self._health = health
-        self._folder = folder
+        self._journals = journals
         self._settings = settings
         self._threads = ThreadPoolExecutor(
             settings.concurrency, thread_name_prefix=f"lane-{provider}"
@@ -89,11 +91,11 @@ class OpenAIHttpLane:
 
     def find(self, key: str) -> str | None:
         """Return the key itself, which is the handle, if there is a journal."""
-        return key if ItemJournal(self._folder, key).exists else None
+        return key if self._journals.open(key).exists else None
 
     def submit(self, key: str, items: Iterable[LaneItem]) -> str:
         """Write the items down; `poll` begins to ask them."""
-        ItemJournal(self._folder, key).write_items(items)
+        self._journals.open(key).write_items(items)
         return key
 
     def poll(self, handle: str) -> LaneProgress:
@@ -101,7 +103,7 @@ class OpenAIHttpLane:
         with self._lock:
             dispatch = self._dispatches.get(handle)
             if dispatch is None:
-                journal = ItemJournal(self._folder, handle)
+                journal = self._journals.open(handle)
                 dispatch = self._dispatches[handle] = _Dispatch(journal)
                 for _ in range(min(self._settings.concurrency, dispatch.left)):
                     self._threads.submit(self._ask_one, dispatch)
@@ -111,7 +113,7 @@ class OpenAIHttpLane:
 
     def collect(self, handle: str, items: Iterable[LaneItem]) -> Iterator[LaneAnswer]:
         """Read the answers from the journal."""
-        answers, _ = ItemJournal(self._folder, handle).answers()
+        answers, _ = self._journals.open(handle).answers()
         unanswered = LaneAnswer(
             None, error_code="provider_timeout", error_message="it was not asked", is_retryable=True
         )
@@ -130,8 +132,7 @@ class OpenAIHttpLane:
 
     def forget(self, batch_id: str) -> None:
         """Delete the journals of a batch that has ended."""
-        for path in self._folder.glob(f"{batch_id}-*"):
-            path.unlink(missing_ok=True)
+        self._journals.forget(batch_id)
 
     def close(self) -> None:
         """Ask nothing more, and wait for what is in flight as long as one answer may take."""
@@ -152,7 +153,7 @@ class OpenAIHttpLane:
             return
         outcome = _Outcome(None)
         try:
-            outcome = self._ask(dispatch, item)
+            outcome = self._mark(dispatch, item) or self._ask(dispatch, item)
         except Exception as error:  # noqa: BLE001 - one item's failure must not leave the others waiting
             told = f"the answer could not be read ({type(error).__name__})"
             outcome = _Outcome(trouble(told, code="api_error"))
@@ -163,9 +164,32 @@ class OpenAIHttpLane:
         if outcome.answer is None:
             dispatch.put_back(item)
         else:
-            dispatch.answered(item, outcome.answer)
+            self._keep_answer(dispatch, item, outcome.answer)
         if not self._is_closed:
             self._threads.submit(self._ask_one, dispatch)
+
+    def _mark(self, dispatch: "_Dispatch", item: LaneItem) -> "_Outcome | None":
+        """Write down that it is sent; an outcome says that it cannot be, and must not be sent."""
+        try:
+            dispatch.journal.mark_sent(item)
+        except Exception as error:  # noqa: BLE001 - a full disk, a database that is away: asked again later
+            _log.warning("%s: an item could not be marked: %s", self.provider, type(error).__name__)
+            time.sleep(_JOURNAL_PAUSE_S)
+            return _Outcome(None)
+        return None
+
+    def _keep_answer(self, dispatch: "_Dispatch", item: LaneItem, answer: LaneAnswer) -> None:
+        """Write the answer down, however long that takes: it is paid for."""
+        while True:
+            try:
+                dispatch.answered(item, answer)
+            except Exception as error:  # noqa: BLE001 - as above
+                _log.warning("%s: an answer is not kept: %s", self.provider, type(error).__name__)
+                if self._is_closed:
+                    return
+                time.sleep(_JOURNAL_PAUSE_S)
+            else:
+                return
 
     def _ask(self, dispatch: "_Dispatch", item: LaneItem) -> "_Outcome":
         """Ask; an outcome without an answer says that the server was not reached."""
@@ -175,7 +199,6 @@ class OpenAIHttpLane:
         except ValueError as wrong:
             told = LaneAnswer(None, error_code="invalid_input", error_message=str(wrong))
             return _Outcome(told)
-        dispatch.journal.mark_sent(item)
         killpoints.reached("lanes.before_item")
         try:
             told = self._wire.ask(

@@ -10,12 +10,14 @@ from batchrouter.server.lanes.anthropic_batch import VERSION, AnthropicBatch
 from batchrouter.server.lanes.batch_lane import BatchLane
 from batchrouter.server.lanes.book import Book
 from batchrouter.server.lanes.health import LaneHealth
+from batchrouter.server.lanes.item_journal import FolderJournals, Journals
 from batchrouter.server.lanes.lane import Lane
 from batchrouter.server.lanes.mistral_batch import MistralBatch
 from batchrouter.server.lanes.openai_batch import OpenAIBatch
 from batchrouter.server.lanes.openai_http import OpenAIHttpLane
 from batchrouter.server.lanes.provider import ProviderBatch
 from batchrouter.server.lanes.settings import LaneSettings, lane_settings, read_key
+from batchrouter.server.lanes.shared_journal import SharedJournals
 from batchrouter.server.lanes.simulated import SimulatedLane, SimulatedOptions
 from batchrouter.server.lanes.submissions import SubmissionLog
 from batchrouter.server.lanes.throttle import Throttle
@@ -106,10 +108,15 @@ class LaneRegistry:
                     wire=open_wire(lane.adapter, settings),
                     throttle=throttle,
                     health=LaneHealth(self._database, lane.provider),
-                    folder=self._memory / _file_name(lane.provider) / _file_name(model.name),
+                    journals=self._journals(lane.provider, model.name),
                     settings=settings,
                 ),
             )
+
+    def _journals(self, provider: str, model: str) -> Journals:
+        if self._database.is_shared:
+            return SharedJournals(self._database, self._objects)
+        return FolderJournals(self._memory / _file_name(provider) / _file_name(model))
 
     def _batch(self, lane: LaneConfig, settings: LaneSettings) -> Iterable[tuple[ModelPrice, Lane]]:
         for model in lane.models:

@@ -1,36 +1,52 @@
 """One SQL database, opened so that what it says is committed stays so.
 
-SQLite in WAL with `synchronous=FULL`: a commit is on disk before anybody is told of it. Every
-writing transaction takes the write lock at its start (`BEGIN IMMEDIATE`), so that what it read
-is still true when it writes.
+There is one writer at a time, and what it reads is still true when it writes: on SQLite a writing
+transaction takes the file's write lock at its start (`sqlite.py`), on PostgreSQL one advisory
+lock (`postgres.py`). Every read-then-write in the router leans on that.
 """
 
-import contextlib
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy import Connection, Engine
 
-from batchrouter.errors import ConfigError
-from batchrouter.server.storage import tables
+__all__ = ["Database", "Fence"]
 
-__all__ = ["Database"]
+_READ_ONLY: dict[str, dict[str, Any]] = {
+    "sqlite": {"batchrouter_read_only": True},
+    # One snapshot for the whole transaction, as SQLite gives it.
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+}
 
-_BUSY_TIMEOUT_MS = 30_000
+
+class Fence(Protocol):
+    """What keeps a process whose work was handed on from doing anything more."""
+
+    def check(self, conn: Connection) -> None:
+        """Raise, inside a writing transaction, when this process may write no more."""
+        ...
+
+    def check_fresh(self) -> None:
+        """Raise `ConnectionError` when money must not be spent now."""
+        ...
 
 
 class Database:
     """The router's tables, and how to read and to write them.
 
     Args:
-        engine: An engine made by `Database.open`; durable workflows share it.
+        engine: Made by `sqlite.py` or `postgres.py`; durable workflows share it.
+        url: The same database, for libraries that open it themselves; holds the password.
+
+    Attributes:
+        fence: Looked at in every writing transaction, where several processes share the work.
 
     Example:
         >>> import tempfile
         >>> from sqlalchemy import func, select
+        >>> from batchrouter.server.storage import tables
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     database = Database.open(Path(folder) / "router.db")
         ...     with database.reading() as conn:
@@ -40,8 +56,11 @@ class Database:
         0
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, url: str) -> None:
         self.engine = engine
+        self.url = url
+        self.fence: Fence | None = None
+        self._read_only = _READ_ONLY[engine.dialect.name]
 
     @classmethod
     def open(cls, path: Path) -> "Database":
@@ -50,67 +69,61 @@ class Database:
         Raises:
             ConfigError: The file was written by a newer router.
         """
-        # WAL and shared-memory files take the mode of the file that they stand beside.
-        # A file that exists is left alone: closing it would drop every lock that this process has
-        # on it (POSIX), and another connection's WAL could be deleted under it.
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        database = cls(create_sqlite_engine(path))
-        database._create_schema()
+        from batchrouter.server.storage.schema import create_schema  # noqa: PLC0415 - it needs this class
+        from batchrouter.server.storage.sqlite import open_file  # noqa: PLC0415 - as above
+
+        database = cls(open_file(path), f"sqlite:///{path}")
+        create_schema(database)
         return database
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may work on the same batches."""
+        return self.engine.dialect.name != "sqlite"
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
         """Open a transaction that sees one snapshot and never waits for a writer."""
         with self.engine.connect() as conn:
-            yield conn.execution_options(batchrouter_read_only=True)
+            yield conn.execution_options(**self._read_only)
 
     @contextmanager
     def writing(self) -> Generator[Connection]:
         """Open a transaction that holds the write lock; commits at the end, or rolls back."""
         with self.engine.begin() as conn:
+            if self.is_shared:
+                from batchrouter.server.storage.postgres import take_write_lock  # noqa: PLC0415 - rarely needed
+
+                take_write_lock(conn)
+            if self.fence is not None:
+                self.fence.check(conn)
             yield conn
 
+    @contextmanager
+    def appending(self) -> Generator[Connection]:
+        """Open a transaction over rows that only this process writes, beside others of its kind.
+
+        On a shared database many run at once, and none beside a `writing` one, so that the fence
+        holds here too; SQLite has one writer in any case.
+        """
+        with self.engine.begin() as conn:
+            if self.is_shared:
+                from batchrouter.server.storage.postgres import take_write_lock  # noqa: PLC0415 - rarely needed
+
+                take_write_lock(conn, alone=False)
+            if self.fence is not None:
+                self.fence.check(conn)
+            yield conn
+
+    def check_fresh(self) -> None:
+        """See, right before money is spent, that this process is still the one to spend it.
+
+        Raises:
+            ConnectionError: Not now; nothing has changed.
+        """
+        if self.fence is not None:
+            self.fence.check_fresh()
+
     def close(self) -> None:
-        """Close every connection; the last one checkpoints the WAL."""
+        """Close every connection; SQLite's last one checkpoints the WAL."""
         self.engine.dispose()
-
-    def _create_schema(self) -> None:
-        with self.writing() as conn:
-            if not inspect(conn).has_table(tables.schema_version.name):
-                tables.metadata.create_all(conn)
-                conn.execute(tables.schema_version.insert().values(version=tables.SCHEMA_VERSION))
-                return
-            found = conn.execute(select(tables.schema_version.c.version)).scalar_one()
-            if found == tables.SCHEMA_VERSION:
-                # A table that was added since does not disturb an older router.
-                tables.metadata.create_all(conn)
-        if found != tables.SCHEMA_VERSION:
-            raise ConfigError(
-                f"the data folder has schema version {found}, and this router works with"
-                f" {tables.SCHEMA_VERSION}: install the router that wrote it, or use another folder"
-            )
-
-
-def create_sqlite_engine(path: Path) -> Engine:
-    """Make an engine with the settings that the whole router relies on; opens nothing yet."""
-    # Parameters hold prompts and secrets: no error may show them.
-    engine = create_engine(f"sqlite:///{path}", pool_size=10, max_overflow=20, hide_parameters=True)
-
-    @event.listens_for(engine, "connect")
-    def configure(dbapi: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction] - called by SQLAlchemy
-        # The driver must not begin transactions of its own: `begin` below does.
-        dbapi.isolation_level = None
-        cursor = dbapi.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(conn: Connection) -> None:  # pyright: ignore[reportUnusedFunction] - called by SQLAlchemy
-        read_only = conn.get_execution_options().get("batchrouter_read_only", False)
-        conn.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-    return engine

@@ -1,11 +1,14 @@
 """The data folder: what stands where."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchrouter.errors import ConfigError
 
-__all__ = ["DataFolder"]
+__all__ = ["SECRET_KEY_VARIABLE", "DataFolder"]
+
+SECRET_KEY_VARIABLE = "BATCHROUTER_SECRET_KEY_FILE"  # noqa: S105 - names a variable
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,9 @@ class DataFolder:
 
     @property
     def secret_key(self) -> Path:
-        """The router's own key (`Vault`)."""
-        return self.root / "secret_key"
+        """The router's own key (`Vault`); several processes share one by its variable."""
+        named = os.environ.get(SECRET_KEY_VARIABLE)
+        return Path(named) if named else self.root / "secret_key"
 
     @property
     def api_key(self) -> Path:

@@ -9,21 +9,26 @@ import errno
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore
+from obstore.store import LocalStore, ObjectStore, from_url
 
 from batchrouter import killpoints
+from batchrouter.errors import ConfigError
 
 __all__ = ["ObjectWriter", "Objects", "StoreFullError"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 _READ_BLOCK_BYTES = 1024 * 1024
+_SCHEMES = frozenset({"s3", "gs", "az"})
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 class StoreFullError(OSError):
@@ -81,7 +86,7 @@ class ObjectWriter:
 
 
 class Objects:
-    """Objects by key, in a local folder.
+    """Objects by key, in a local folder or in a store that speaks S3 (or Google's, or Azure's).
 
     Example:
         >>> import tempfile
@@ -92,9 +97,40 @@ class Objects:
         b'two'
     """
 
-    def __init__(self, store: LocalStore, root: Path | None) -> None:
+    def __init__(self, store: ObjectStore, root: Path | None) -> None:
         self.store = store
         self._root = root
+
+    @classmethod
+    def open(cls, location: str) -> Self:
+        """Open `s3://bucket/prefix`, `gs://…`, `az://…`, or a folder, which is made if absent.
+
+        Credentials, region and endpoint come from the store's usual environment variables
+        (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, …).
+
+        Raises:
+            ConfigError: There is no such kind of store, the folder cannot be made, or the store
+                does not let its objects be listed.
+        """
+        parts = urlsplit(location)
+        if "://" not in location:
+            try:
+                return cls.local(Path(location).absolute())
+            except OSError as error:
+                raise ConfigError(f"objects: {location}: {error.strerror}") from None
+        if parts.scheme not in _SCHEMES or not parts.netloc or parts.query or parts.password:
+            raise ConfigError("objects: must be s3://BUCKET/PREFIX, gs://…, az://…, or a folder")
+        endpoints = [os.environ.get(name, "") for name in _ENDPOINT_VARIABLES]
+        is_plain = any(endpoint.startswith("http://") for endpoint in endpoints)
+        store = from_url(location, client_options={"allow_http": is_plain})
+        try:
+            obstore.list(store, "manifests", chunk_size=1).collect()
+        except (BaseError, OSError) as error:
+            raise ConfigError(
+                f"objects: {location} cannot be listed ({type(error).__name__}): does the bucket"
+                " exist, and are its credentials and endpoint in the environment?"
+            ) from None
+        return cls(store, None)
 
     @classmethod
     def local(cls, root: Path) -> Self:
@@ -149,6 +185,12 @@ class Objects:
         except FileNotFoundError:
             return None
 
+    def signed_url(self, key: str, *, for_s: int) -> str | None:
+        """Sign a URL by which an object can be read for so long; None for a local folder's."""
+        if self._root is not None:
+            return None
+        return obstore.sign(self.store, "GET", key, timedelta(seconds=for_s))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is deleted already."""
         try:
@@ -156,11 +198,17 @@ class Objects:
         except FileNotFoundError:
             return
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """List the keys of a folder, in no order, a page at a time."""
+    def keys(self, prefix: str, *, before_s: float | None = None) -> Iterator[str]:
+        """List the keys of a folder, in no order, a page at a time.
+
+        Args:
+            prefix: The folder.
+            before_s: Only what was written before this Unix time.
+        """
         for page in obstore.list(self.store, prefix):
             for meta in cast("Iterable[dict[str, Any]]", page):
-                yield meta["path"]
+                if before_s is None or meta["last_modified"].timestamp() < before_s:
+                    yield meta["path"]
 
     def delete_unfinished(self, *, before_s: float) -> int:
         """Delete what writers that were killed have staged; returns how many files.

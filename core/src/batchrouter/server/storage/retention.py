@@ -14,6 +14,7 @@ from batchrouter.server.storage.tables import (
     events,
     files,
     idempotency_keys,
+    lane_items,
     lane_submissions,
     quotes,
 )
@@ -21,6 +22,8 @@ from batchrouter.server.storage.tables import (
 __all__ = ["clear_leftovers", "end_retention"]
 
 _DAY_US = 86_400_000_000
+#: No upload takes as long as that.
+_LIVE_S = 86_400.0
 _AT_ONCE = 200
 """How many a transaction takes: others wait for its end."""
 
@@ -28,14 +31,19 @@ _AT_ONCE = 200
 def clear_leftovers(services: Services, *, before_s: float) -> None:
     """Delete what a killed process left: staged objects, spilled ids, manifests without a row.
 
+    Where several processes share the state, what is younger than a day may be another one's.
+
     Args:
         services: The router, before it answers anybody.
         before_s: Unix time of this process's start.
     """
-    services.objects.delete_unfinished(before_s=before_s)
-    shutil.rmtree(services.folder.scratch, ignore_errors=True)
+    oldest_living_s = before_s - _LIVE_S if services.database.is_shared else None
+    services.objects.delete_unfinished(before_s=oldest_living_s or before_s)
+    for spilled in services.folder.scratch.glob("*"):
+        if oldest_living_s is None or spilled.stat().st_mtime < oldest_living_s:
+            shutil.rmtree(spilled, ignore_errors=True)
     with services.database.reading() as conn:
-        for key in services.objects.keys("manifests"):
+        for key in services.objects.keys("manifests", before_s=oldest_living_s):
             kept = select(files.c.id).where(files.c.object_key == key, files.c.deleted_at.is_(None))
             if conn.execute(kept).first() is None:
                 services.objects.delete(key)
@@ -159,7 +167,7 @@ def _end_batches(services: Services) -> int:
     with services.database.writing() as conn:
         ended = conn.execute(old).all()
         ids = [batch.id for batch in ended]
-        for table in (chunks, batch_lanes, lane_submissions, events, idempotency_keys):
+        for table in (chunks, batch_lanes, lane_items, lane_submissions, events, idempotency_keys):
             conn.execute(table.delete().where(table.c.batch_id.in_(ids)))
         conn.execute(batches.delete().where(batches.c.id.in_(ids)))
         conn.execute(quotes.delete().where(quotes.c.id.in_([batch.quote_id for batch in ended])))

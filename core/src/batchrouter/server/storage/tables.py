@@ -30,13 +30,16 @@ __all__ = [
     "batches",
     "chunks",
     "events",
+    "facts",
     "files",
     "idempotency_keys",
     "lane_health",
+    "lane_items",
     "lane_submissions",
     "metadata",
     "quotes",
     "schema_version",
+    "workers",
     "workspaces",
 ]
 
@@ -279,6 +282,18 @@ lane_submissions = Table(
     Index("lane_submissions_by_state", "provider", "state"),
 )
 
+# Items of plain lanes that were sent, and their answers, where several workers share a database.
+lane_items = Table(
+    "lane_items",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("sequence_no", BigInteger, primary_key=True),
+    Column("batch_id", String(64), nullable=False),
+    # NULL: it was sent, and no answer is known.
+    Column("answer", LargeBinary),
+    Index("lane_items_by_batch", "batch_id"),
+)
+
 events = Table(
     "events",
     metadata,
@@ -294,4 +309,25 @@ events = Table(
     Column("gave_up_at", BigInteger),
     UniqueConstraint("batch_id", "id"),
     Index("events_due", "next_attempt_at"),
+)
+
+# The processes that work on a shared database (work/lease.py); SQLite has one, and no row.
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("host", String(255), nullable=False),
+    # By the database's clock.
+    Column("started_at", BigInteger, nullable=False),
+    Column("renewed_at", BigInteger, nullable=False),
+    # Set once, by whoever took its work over, or by itself at its end.
+    Column("taken_at", BigInteger),
+)
+
+# What all processes must agree on, such as which secret_key is in use.
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(255), nullable=False),
 )

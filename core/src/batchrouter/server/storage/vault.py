@@ -14,8 +14,11 @@ import secrets
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
+from sqlalchemy import select
 
 from batchrouter.errors import ConfigError
+from batchrouter.server.storage.database import Database
+from batchrouter.server.storage.tables import facts
 
 __all__ = ["Vault"]
 
@@ -34,6 +37,24 @@ class Vault:
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._fernet = Fernet(base64.urlsafe_b64encode(self.derive("webhook-secrets")))
+
+    def agree(self, database: Database) -> None:
+        """See that all processes on a shared database have this key; the first one's counts.
+
+        Raises:
+            ConfigError: Another one is in use.
+        """
+        with database.writing() as conn:
+            wanted = select(facts.c.value).where(facts.c.name == "secret_key")
+            known = conn.execute(wanted).scalar_one_or_none()
+            if known is None:
+                conn.execute(facts.insert().values(name="secret_key", value=self.fingerprint))
+                return
+        if known != self.fingerprint:
+            raise ConfigError(
+                "secret_key is not the one of the other processes on this database: copy that of"
+                " the first one's data folder, or name one by BATCHROUTER_SECRET_KEY_FILE"
+            )
 
     @classmethod
     def open(cls, path: Path) -> "Vault":
@@ -54,6 +75,11 @@ class Vault:
                 " restore it from a backup; without it no stored webhook secret can be read"
             )
         return cls(key)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the key without telling anything of it."""
+        return self.derive("fingerprint").hex()[:32]
 
     def derive(self, purpose: str) -> bytes:
         """Derive 32 bytes for one purpose."""

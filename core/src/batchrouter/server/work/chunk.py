@@ -43,6 +43,7 @@ class ChunkWork:
         self._batch_id = batch_id
         self._number = number
         self._this = (chunks.c.batch_id == batch_id, chunks.c.number == number)
+        self._result_key = result_key(batch_id, number, shop.worker)
         self._need: Need | None = None
 
     def run(self) -> None:
@@ -83,9 +84,9 @@ class ChunkWork:
             self._settle(_unsent(reason, chunk.item_count))
             return True
         if chunk.state == "sending":
-            summary = find_result(self._shop.objects, self._batch_id, self._number)
+            summary = find_result(self._shop.objects, self._result_key)
             if summary is not None:
-                self._settle(summary.outcome(result_key(self._batch_id, self._number)))
+                self._settle(summary.outcome(self._result_key))
                 return True
         # What was claimed before keeps its reservation: some lane may have all of its items, and
         # to cut it now would send them again under another name.
@@ -157,8 +158,8 @@ class ChunkWork:
         written = sender.run()
         if is_again and not all(lane.remembers for lane in lanes):
             sender.summary.possibly_repeated = chunk.item_count
-        store_result(self._shop.objects, self._batch_id, self._number, written, sender.summary)
-        outcome = sender.summary.outcome(result_key(self._batch_id, self._number))
+        store_result(self._shop.objects, self._result_key, written, sender.summary)
+        outcome = sender.summary.outcome(self._result_key)
         self._settle(outcome, degraded_lane=chunk.lane_position if sender.is_degraded else None)
 
     def _why_stop(self, order: Order) -> StopReason | None:

@@ -2,20 +2,20 @@
 
 DBOS keeps three kinds of workflows, and nothing but ids in them: `plan` and `finish` for a
 batch, `chunk` for a chunk. Each is one re-runnable step over our own tables, which are the
-truth; the list of recorded steps is frozen, and the application version is pinned to the
-schema's, so that an upgraded router goes on with its predecessor's batches. A workflow is
-enqueued in the very transaction that makes it necessary.
+truth; the list of recorded steps is frozen (`enqueuing.py`).
 
-One process a data folder: the executor's id is fixed, and a second process with it would run
-the first one's steps again. `FolderLock` sees to that.
+On SQLite there is one process a data folder: the executor's id is fixed, and `FolderLock` sees to
+it that no second process runs the first one's steps again. On a shared database each process has
+a name of its own and a `Lease`, and what a dead one had begun is handed on.
 """
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -27,26 +27,26 @@ from batchrouter.server.metrics import Metrics
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
 from batchrouter.server.storage.objects import Objects
-from batchrouter.server.storage.tables import SCHEMA_VERSION
 from batchrouter.server.work.chunk import ChunkWork
+from batchrouter.server.work.enqueuing import (
+    APP_NAME,
+    BATCHES,
+    CHUNKS,
+    WORKFLOWS_VERSION,
+    WorkQueue,
+)
 from batchrouter.server.work.finishing import fail_batch, finish_batch
+from batchrouter.server.work.lease import Lease
 from batchrouter.server.work.lock import FolderLock
 from batchrouter.server.work.patience import Patience
 from batchrouter.server.work.planning import plan_batch
 from batchrouter.server.work.shop import Pulse, Shop
 
-if TYPE_CHECKING:
-    from dbos import DBOSClient
-
 __all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
 
-_APP_NAME = "batchrouter"
-_APP_VERSION = f"schema-{SCHEMA_VERSION}"
 _EXECUTOR_ID = "batchrouter-router"
-_BATCHES = "batches"
-_CHUNKS = "chunks"
 
 #: A batch passes three queues on its way; each costs half of this on average.
 _POLL_S = 0.2
@@ -56,6 +56,8 @@ _BATCHES_AT_ONCE = 16
 _CHUNKS_AT_ONCE_PER_BATCH = 16
 _CHUNKS_AT_ONCE = 128
 
+#: Connections of the durable engine's own, a process; a server has a hundred or so for all.
+_SHARED_POOL = 8
 _SWEEP_AT_ONCE = 500
 _STOP_WITHIN_S = 10.0
 
@@ -69,6 +71,7 @@ class Engine:
         config: Lanes, workflows, limits.
         folder: The data folder: lock, and the memory of simulated providers.
         metrics: Where settled items are counted.
+        on_lost: Called when another worker has taken this one's work over.
 
     Raises:
         ConfigError: An option of a lane is wrong.
@@ -86,23 +89,32 @@ class Engine:
         config: RouterConfig,
         folder: DataFolder,
         metrics: Metrics,
+        *,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
+        self._on_lost = on_lost
         self._database = database
         self._folder = folder
         self._retention = config.retention
+        self._workers = config.workers
+        # On a shared database a name that is never used again.
+        name = f"worker-{secrets.token_hex(8)}" if database.is_shared else ""
+        self._executor_id = name or _EXECUTOR_ID
         self._pulse = Pulse()
+        self._queue = WorkQueue(database)
         self._shop = Shop(
             database=database,
             objects=objects,
             lanes=LaneRegistry(config, folder.root / "providers", database, objects),
             config=config,
-            enqueue_chunk=self._enqueue_chunk,
-            enqueue_finish=self._enqueue_finish,
+            enqueue_chunk=self._queue.chunk,
+            enqueue_finish=self._queue.finish,
+            worker=name,
             pulse=self._pulse,
             metrics=metrics,
         )
-        self._client: DBOSClient | None = None
         self._lock: FolderLock | None = None
+        self._lease: Lease | None = None
         self._patience = Patience(self._pulse)
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -114,12 +126,17 @@ class Engine:
         Raises:
             ConfigError: Another process serves the folder.
         """
-        self._lock = FolderLock.acquire(self._folder.lock)
+        is_shared = self._database.is_shared
+        self._lock = FolderLock.acquire(self._folder.lock, shared=is_shared)
         try:
+            if is_shared:
+                await asyncio.to_thread(self._enter)
             await self._launch()
         except BaseException:
             self._lock.release()
             raise
+        if self._lease is not None:
+            self._lease.keep()
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
@@ -130,50 +147,46 @@ class Engine:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
         self._pulse.stop()
-        await asyncio.to_thread(self._patience.wait_until_idle, _STOP_WITHIN_S)
+        is_idle = await asyncio.to_thread(self._patience.wait_until_idle, _STOP_WITHIN_S)
         await asyncio.to_thread(self._shop.lanes.close)
         await asyncio.to_thread(self._shop.bench.close)
-        if self._client is not None:
-            self._client.destroy()
-            self._client = None
+        self._queue.close()
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
+        if self._lease is not None:
+            # A step that is still waiting for a provider keeps its lease until that runs out.
+            # Not in a thread: DBOS has taken the loop's own threads with it.
+            self._lease.end(give_back=is_idle)
         if self._lock is not None:
             self._lock.release()
 
     def enqueue(self, conn: Connection, batch_id: str) -> None:
         """Have a batch run, if and only if the caller's transaction commits."""
-        self._enqueue(conn, _BATCHES, "plan", batch_id, batch_id)
+        self._queue.plan(conn, batch_id)
 
     def cancel(self, batch_id: str) -> None:
         """Wake the steps of a batch that was asked to cancel; its row says so already."""
         _log.debug("batch %s was asked to cancel", batch_id)
         self._pulse.beat()
 
-    def _enqueue_chunk(self, conn: Connection, batch_id: str, number: int) -> None:
-        self._enqueue(conn, _CHUNKS, "chunk", f"{batch_id}/{number}", batch_id, number)
-
-    def _enqueue_finish(self, conn: Connection, batch_id: str) -> None:
-        self._enqueue(conn, _BATCHES, "finish", f"{batch_id}/finish", batch_id)
-
-    def _enqueue(
-        self, conn: Connection, queue: str, workflow: str, workflow_id: str, *arguments: Any
-    ) -> None:
-        if self._client is None:
-            raise RuntimeError("the engine is not running")
-        from dbos import EnqueueOptions  # noqa: PLC0415 - loaded already: the engine runs
-
-        options = EnqueueOptions(
-            queue_name=queue,
-            workflow_name=workflow,
-            workflow_id=workflow_id,
-            app_version=_APP_VERSION,
+    def _enter(self) -> None:
+        """Take a place among the workers of a shared database."""
+        self._lease = Lease(
+            self._database,
+            self._executor_id,
+            self._workers.lease_s,
+            hand_on=_hand_on,
+            on_lost=self._lose,
         )
-        if queue == _CHUNKS:
-            options["queue_partition_key"] = arguments[0]
-        self._client.enqueue_in_transaction(conn, options, *arguments)
+        self._lease.take()
+
+    def _lose(self) -> None:
+        """Stop every step: another worker goes on with them."""
+        self._pulse.stop()
+        if self._on_lost is not None:
+            self._on_lost()
 
     async def _launch(self) -> None:
-        from dbos import DBOS, DBOSClient, DBOSConfig  # noqa: PLC0415 - see `stop`
+        from dbos import DBOS, DBOSConfig  # noqa: PLC0415 - see `stop`
         from dbos._serialization import DBOSPortableJSON  # noqa: PLC0415, PLC2701 - pinned 3.4: the default is pickle, which runs what it reads
 
         # Its log goes where the router's own goes; it names workflows, never what is in them.
@@ -181,34 +194,32 @@ class Engine:
         dbos_log.handlers = [logging.NullHandler()]
         dbos_log.propagate = True
         config = DBOSConfig(
-            name=_APP_NAME,
-            system_database_url=f"sqlite:///{self._folder.database}",
-            application_version=_APP_VERSION,
-            executor_id=_EXECUTOR_ID,
+            name=APP_NAME,
+            system_database_url=self._database.url,
+            application_version=WORKFLOWS_VERSION,
+            executor_id=self._executor_id,
             serializer=DBOSPortableJSON,
             log_level="WARNING",
             enable_otlp=False,
             use_listen_notify=False,
         )
+        if self._database.is_shared:
+            config["run_migrations"] = False  # `batchrouter migrate` does
+            config["sys_db_pool_size"] = _SHARED_POOL
         DBOS(config=config)
         self._register("plan", self._plan)
         self._register("chunk", self._chunk)
         self._register("finish", self._finish)
         DBOS.launch()
-        self._client = DBOSClient(
-            system_database_engine=self._database.engine,
-            serializer=DBOSPortableJSON,
-            application_name=_APP_NAME,
-            lazy=True,
-        )
+        self._queue.open()
         await DBOS.register_queue_async(
-            _BATCHES,
+            BATCHES,
             worker_concurrency=_BATCHES_AT_ONCE,
             polling_interval_sec=_POLL_S,
             on_conflict="always_update",
         )
         await DBOS.register_queue_async(
-            _CHUNKS,
+            CHUNKS,
             worker_concurrency=_CHUNKS_AT_ONCE,
             partition_concurrency=_CHUNKS_AT_ONCE_PER_BATCH,
             polling_interval_sec=_POLL_S,
@@ -265,6 +276,20 @@ def _traced(name: str, **ids: str | int) -> Generator[None]:
     """Put the ids of a piece of work into its span, and into its lines in the log."""
     with logging_with(**ids), tracing.span(name, attributes=span_attributes(ids)):
         yield
+
+
+def _hand_on(living: frozenset[str]) -> None:
+    """Put back into its queue what was begun by a worker that does not live any more.
+
+    Several workers may do this at once: each workflow is put back by one of them.
+    """
+    from dbos import DBOS  # noqa: PLC0415 - see `Engine.stop`
+
+    begun = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
+    dead = {one.executor_id for one in begun if one.executor_id} - living
+    if dead:
+        # Pinned 3.4; the public call would take the living ones' too.
+        DBOS._recover_pending_workflows(sorted(dead))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _delete_ended_workflows(kept_for: timedelta) -> None:

@@ -36,12 +36,7 @@ def finish_batch(shop: Shop, batch_id: str) -> None:
             _end_lanes(conn, batch_id, ending)
             states.finish(conn, batch_id, ending, artifact=artifact, error=error)
         killpoints.reached("work.after_settle")
-    with shop.database.reading() as conn:
-        wanted = select(chunks.c.number).where(
-            chunks.c.batch_id == batch_id, chunks.c.result_key.is_not(None)
-        )
-        numbers = list(conn.execute(wanted).scalars())
-    delete_results(shop.objects, batch_id, numbers)
+    delete_results(shop.objects, batch_id)
     shop.lanes.forget(batch_id)
     killpoints.reached("work.after_results_deleted")
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import Enum
 
-from sqlalchemy.exc import OperationalError
+from obstore.exceptions import BaseError
+from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from batchrouter.server.work.lease import LeaseLostError
 from batchrouter.server.work.order import OrderError
-from batchrouter.server.work.shop import Pulse
+from batchrouter.server.work.shop import Pulse, Suspended
 
 __all__ = ["Patience"]
 
@@ -27,8 +29,18 @@ FIRST_WAIT_S = 0.1
 MAX_WAIT_S = 30.0
 _MAX_DOUBLINGS = 16
 
-#: What ends by itself, or when an operator has made room; too many waiters for a connection too.
-_PASSING = (ConnectionError, TimeoutError, OperationalError, PoolTimeoutError, OSError)
+#: What ends by itself, or when an operator has made room; too many waiters for a connection too,
+#: and an object store (`BaseError`) that does not answer, or refuses for now.
+#: PostgreSQL tells of a session that it has ended as an internal error.
+_PASSING = (
+    ConnectionError,
+    TimeoutError,
+    OperationalError,
+    InternalError,
+    PoolTimeoutError,
+    OSError,
+    BaseError,
+)
 
 
 class _Outcome(Enum):
@@ -87,6 +99,9 @@ class Patience:
         self._pulse.check()
         try:
             work()
+        except LeaseLostError:
+            # Another worker does this step now, and nothing of it may be recorded here.
+            raise Suspended from None
         except OrderError as error:
             _log.error("work was given up: %s", error)
             return _Outcome.HOPELESS

@@ -4,7 +4,7 @@ The object is written whole before the chunk's row is touched. A chunk whose obj
 answered: after a crash its row is settled from the summary, and nothing is sent again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -59,14 +59,16 @@ _decode = msgspec.json.Decoder(ChunkSummary).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def result_key(batch_id: str, number: int) -> str:
-    """Name the object of a chunk's result."""
-    return f"work/{batch_id}/{number}.jsonl"
+def result_key(batch_id: str, number: int, worker: str) -> str:
+    """Name the object of a chunk's result.
+
+    Each of several workers writes under its own name: one that was only stopped must not change
+    what another one's row already names.
+    """
+    return f"work/{batch_id}/{number}{f'-{worker}' if worker else ''}.jsonl"
 
 
-def store_result(
-    objects: Objects, batch_id: str, number: int, lines: list[bytes], summary: ChunkSummary
-) -> None:
+def store_result(objects: Objects, key: str, lines: list[bytes], summary: ChunkSummary) -> None:
     """Write the lines and their summary, durably and all at once.
 
     Raises:
@@ -74,7 +76,7 @@ def store_result(
     """
     summary.lines_bytes = sum(map(len, lines))
     killpoints.reached("work.before_result_stored")
-    objects.put(result_key(batch_id, number), _blocks(lines, summary))
+    objects.put(key, _blocks(lines, summary))
     killpoints.reached("work.after_result_stored")
 
 
@@ -84,9 +86,8 @@ def _blocks(lines: list[bytes], summary: ChunkSummary) -> Iterator[bytes]:
     yield _encode(summary) + b"\n"
 
 
-def find_result(objects: Objects, batch_id: str, number: int) -> ChunkSummary | None:
-    """Read the summary of a stored result; None when the chunk has none."""
-    key = result_key(batch_id, number)
+def find_result(objects: Objects, key: str) -> ChunkSummary | None:
+    """Read the summary of a stored result; None when there is none."""
     size_bytes = objects.size_bytes(key)
     if size_bytes is None:
         return None
@@ -94,7 +95,7 @@ def find_result(objects: Objects, batch_id: str, number: int) -> ChunkSummary | 
     return _decode(tail.rstrip(b"\n").rpartition(b"\n")[2])
 
 
-def delete_results(objects: Objects, batch_id: str, numbers: Iterable[int]) -> None:
+def delete_results(objects: Objects, batch_id: str) -> None:
     """Delete the results of chunks that the artifact holds."""
-    for number in numbers:
-        objects.delete(result_key(batch_id, number))
+    for key in list(objects.keys(f"work/{batch_id}")):
+        objects.delete(key)

@@ -214,6 +214,7 @@ class ChunkSender:
             return None
         self._tries = attempt
         killpoints.reached("work.before_send")
+        self._shop.database.check_fresh()
         try:
             handle = lane.submit(key, (line.item for line in lines))
         except ConnectionError as error:

@@ -99,6 +99,7 @@ class Shop:
         config: Workflows and limits.
         enqueue_chunk: Makes sure, in the caller's transaction, that a chunk will be worked on.
         enqueue_finish: The same, that a batch will be finished.
+        worker: This process's name among several; empty for a router that is alone.
         pulse: See `Pulse`.
         metrics: Where settled items are counted.
         bench: Where a step computes, and never waits.
@@ -110,6 +111,7 @@ class Shop:
     config: RouterConfig
     enqueue_chunk: Callable[[Connection, str, int], None]
     enqueue_finish: Callable[[Connection, str], None]
+    worker: str = ""
     pulse: Pulse = field(default_factory=Pulse)
     metrics: Metrics = field(default_factory=Metrics)
     bench: Bench = field(default_factory=Bench)

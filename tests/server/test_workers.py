@@ -1,0 +1,174 @@
+"""Several processes on one PostgreSQL: killed, stopped and woken, nothing is bought twice."""
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchrouter import Client
+from crash.desk import wait_until
+from server.cluster import Cluster, cluster
+from server.stand_in import KEY, StandIn
+from server.test_lanes_whole import (
+    artifact,
+    assert_money_adds_up,
+    buy,
+    config,
+    ended,
+    lane,
+)
+
+TEXTS = [f"item {nth}" for nth in range(8)]
+STOP_POINTS = (
+    "work.before_claim",
+    "work.after_claim",
+    "work.before_send",
+    "work.after_send",
+    "lanes.before_upload",
+    "lanes.after_upload",
+    "lanes.after_intent",
+    "lanes.before_create",
+    "lanes.after_create",
+    "lanes.after_accepted",
+    "lanes.before_results_stored",
+    "lanes.after_results_stored",
+    "work.before_result_stored",
+    "work.after_result_stored",
+    "work.before_chunk_settled",
+    "work.after_chunk_settled",
+    "work.before_merge",
+    "work.before_artifact_stored",
+    "work.after_artifact_stored",
+    "work.before_settle",
+    "states.before_finish_commit",
+    "work.after_settle",
+)
+"""Every point of a chunk's and a batch's life at which a worker can be taken for dead."""
+
+
+@pytest.fixture
+def routers(
+    tmp_path: Path, postgres_url: str, provider: StandIn
+) -> Iterator[Callable[..., Cluster]]:
+    from contextlib import ExitStack
+
+    env = {"BATCHROUTER_OBJECTS": str(tmp_path / "objects"), "STAND_IN_KEY": KEY}
+    with ExitStack() as stack:
+
+        def start(adapter: str = "openai-batch", **options: Any) -> Cluster:
+            served = config(lane("one", adapter, provider, **options))
+            return stack.enter_context(cluster(tmp_path / "cluster", postgres_url, served, env))
+
+        yield start
+
+
+def check(made: Cluster, client: Client, batch_id: str, provider: StandIn) -> None:
+    batch = ended(client, batch_id)
+    lines = artifact(client, batch_id)
+    assert batch.state == "succeeded", made.log()
+    assert batch.counts.completed == len(TEXTS)
+    told = [line["output"]["choices"][0]["message"]["content"] for line in lines]
+    assert told == [f"echo: {text}" for text in TEXTS]
+    assert provider.bought == Counter(TEXTS)
+    assert_money_adds_up(batch, lines)
+    [(balance, reserved, spent, charged)] = made.rows(
+        "select balance_micro, reserved_micro, spent_micro,"
+        " (select sum(charged_micro) from batches) from workspaces"
+    )
+    assert reserved == 0
+    assert spent == charged
+    assert balance + spent == 100 * 10**6
+
+
+def stop_take_over_and_wake(made: Cluster, provider: StandIn, point: str) -> None:
+    api = made.add("api")
+    stopped = made.add("worker", env={"BATCHROUTER_STOP_AT": point})
+    with Client(base_url=api.base_url, api_key=made.api_key) as client:
+        batch_id = buy(client, TEXTS)
+        stopped.wait_until_stopped()
+        made.add("worker")
+        check(made, client, batch_id, provider)
+
+        stopped.send(signal.SIGCONT)
+
+        # It notices that its work was handed on, says so, and ends.
+        assert stopped.wait_for_death(60) == 12, stopped.log_path.read_text()
+        assert "another worker goes on" in stopped.log_path.read_text()
+        check(made, client, batch_id, provider)
+
+
+def test_a_worker_that_was_only_stopped_buys_and_books_nothing_again(
+    routers: Callable[..., Cluster], provider: StandIn
+) -> None:
+    stop_take_over_and_wake(routers(), provider, "lanes.before_create")
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("point", STOP_POINTS)
+@pytest.mark.parametrize("adapter", ["openai-batch", "mistral-batch"])
+def test_a_worker_that_is_stopped_anywhere_buys_and_books_nothing_again(
+    routers: Callable[..., Cluster], provider: StandIn, adapter: str, point: str
+) -> None:
+    stop_take_over_and_wake(routers(adapter), provider, point)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("point", STOP_POINTS)
+def test_what_a_killed_worker_had_begun_is_gone_on_with(
+    routers: Callable[..., Cluster], provider: StandIn, point: str
+) -> None:
+    made = routers()
+    api = made.add("api")
+    killed = made.add("worker", env={"BATCHROUTER_KILL_AT": point})
+    with Client(base_url=api.base_url, api_key=made.api_key) as client:
+        batch_id = buy(client, TEXTS)
+        assert killed.wait_for_death() == -9
+        made.add("worker")
+        check(made, client, batch_id, provider)
+
+
+@pytest.mark.parametrize(
+    "signum", [pytest.param(signal.SIGKILL, marks=pytest.mark.drill), signal.SIGSTOP]
+)
+def test_a_plain_lane_goes_on_at_another_worker_and_counts_what_may_be_repeated(
+    routers: Callable[..., Cluster], provider: StandIn, signum: signal.Signals
+) -> None:
+    made = routers("openai-http", concurrency=2)
+    how = {signal.SIGKILL: "BATCHROUTER_KILL_AT", signal.SIGSTOP: "BATCHROUTER_STOP_AT"}[signum]
+    api = made.add("api")
+    first = made.add("worker", env={how: "lanes.before_item:5"})
+    with Client(base_url=api.base_url, api_key=made.api_key) as client:
+        batch_id = buy(client, TEXTS)
+        if signum is signal.SIGSTOP:
+            first.wait_until_stopped()
+        else:
+            first.wait_for_death()
+        made.add("worker")
+        batch = ended(client, batch_id)
+        if signum is signal.SIGSTOP:
+            first.send(signal.SIGCONT)
+            assert first.wait_for_death(60) == 12
+        lines = artifact(client, batch_id)
+    assert batch.counts.completed == len(TEXTS), made.log()
+    repeated = sum(times - 1 for times in Counter(provider.asked).values())
+    assert repeated <= batch.billing_receipt.possibly_repeated <= 2
+    assert_money_adds_up(batch, lines)
+    assert made.rows("select count(*) from lane_items") == [(0,)]
+
+
+def test_a_worker_that_is_asked_to_stop_hands_its_work_on_at_once(
+    routers: Callable[..., Cluster], provider: StandIn
+) -> None:
+    made = routers(poll_s=0.2)
+    provider.behaviour.polls = 30
+    api, first = made.add("api"), made.add("worker")
+    with Client(base_url=api.base_url, api_key=made.api_key) as client:
+        batch_id = buy(client, TEXTS)
+        wait_until(lambda: bool(provider.batches))
+        first.stop()
+        assert made.rows("select count(*) from workers where taken_at is null") == [(0,)]
+        made.add("worker")
+        check(made, client, batch_id, provider)
