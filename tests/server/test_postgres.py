@@ -10,18 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from sqlalchemy import select, text, update
 
 from batchrouter import Client
 from batchrouter.errors import ConfigError, NotFoundError
+from batchrouter.server.config import load_config
 from batchrouter.server.serve import migrate, mint_key
+from batchrouter.server.storage.keys import KeyLimits
 from batchrouter.server.storage.places import Places
 from batchrouter.server.storage.postgres import connect
 from batchrouter.server.storage.tables import workspaces
+from crash.desk import wait_until
 from server.cluster import Cluster, cluster, fresh_database
 from server.test_lanes_whole import artifact, ended
+
+#: More than 64 chunks, at 104 items a chunk with the output cap of `submit`.
+HUGE_ITEMS = 80 * 104
 
 
 @pytest.fixture
@@ -33,11 +40,19 @@ def empty_database(postgres_url: str) -> Iterator[str]:
 @pytest.fixture
 def routers(tmp_path: Path, postgres_url: str) -> Iterator[Cluster]:
     objects = {"BATCHROUTER_OBJECTS": str(tmp_path / "objects")}
-    with cluster(tmp_path / "cluster", postgres_url, env=objects) as made:
+    lanes = load_config().model_dump(mode="json", exclude_none=True)["lanes"]
+    slow = {
+        **lanes[0],
+        "provider": "simulated-slow",
+        "models": [{**lanes[0]["models"][0], "name": "slow"}],
+        "options": {"latency_s": 3600},
+    }
+    config = {"lanes": [*lanes, slow]}
+    with cluster(tmp_path / "cluster", postgres_url, config, objects) as made:
         yield made
 
 
-def submit(client: Client, items: int = 30) -> str:
+def submit(client: Client, items: int = 30, model: str = "gpt-4o-mini") -> str:
     lines = [
         {
             "customer_item_id": f"row-{nth}",
@@ -49,7 +64,7 @@ def submit(client: Client, items: int = 30) -> str:
     content = "".join(json.dumps(line) + "\n" for line in lines).encode()
     file = client.upload_manifest(lambda: io.BytesIO(content), filename="items.jsonl")
     quote = client.quote_model(
-        ["gpt-4o-mini"],
+        [model],
         estimated_items=items,
         estimated_input_tokens=60,
         estimated_output_tokens=64,
@@ -212,3 +227,55 @@ def test_a_session_that_stops_while_it_writes_loses_its_turn(empty_database: str
         conn.invalidate()
     stopped.close()
     other.close()
+
+
+def test_a_key_has_one_rate_limit_over_all_api_processes(routers: Cluster) -> None:
+    apis = [routers.add("api"), routers.add("api")]
+    limits = KeyLimits(requests_per_minute=4)
+    key = mint_key(routers.root / "keys", database=routers.database, limits=limits)
+    headers = {"Authorization": f"Bearer {key}"}
+
+    replies = [
+        httpx.get(f"{apis[nth % 2].base_url}/v1/batches", headers=headers, timeout=60)
+        for nth in range(12)
+    ]
+
+    refused = [reply for reply in replies if reply.status_code == 429]
+    # A slow machine refills some calls meanwhile.
+    assert len(refused) >= 4
+    assert [reply.status_code for reply in replies[:4]] == [200] * 4
+    assert all(1 <= int(reply.headers["Retry-After"]) <= 15 for reply in refused)
+    first = httpx.get(
+        f"{apis[0].base_url}/v1/batches",
+        headers={"Authorization": f"Bearer {routers.api_key}"},
+        timeout=60,
+    )
+    assert first.status_code == 200
+
+
+def test_a_workspace_with_a_huge_batch_does_not_starve_another(routers: Cluster) -> None:
+    # Chunks that wait for their lane hold their places for longer than the test lasts.
+    api = routers.add("api")
+    routers.add("worker")
+    other = mint_key(routers.root / "keys", workspace="other", database=routers.database)
+    with (
+        Client(base_url=api.base_url, api_key=routers.api_key) as huge,
+        Client(base_url=api.base_url, api_key=other) as small,
+    ):
+        huge_id = submit(huge, items=HUGE_ITEMS, model="slow")
+        wait_until(lambda: _sending(routers, huge_id) == 64, within_s=90)
+        batch = ended(small, submit(small, items=5))
+        assert batch.state == "succeeded", routers.log()
+        assert _sending(routers, huge_id) == 64
+        # In the workspace of the huge one a small one gets the next place that is free.
+        [(waiting,)] = routers.rows(
+            f"select count(*) from chunks where batch_id = '{huge_id}' and state = 'planned'"
+        )
+        assert waiting > 0
+
+
+def _sending(routers: Cluster, batch_id: str) -> int:
+    [(count,)] = routers.rows(
+        f"select count(*) from chunks where batch_id = '{batch_id}' and state = 'sending'"
+    )
+    return count

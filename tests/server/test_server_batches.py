@@ -2,6 +2,7 @@
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import httpx
@@ -10,7 +11,9 @@ from sqlalchemy import select, update
 
 from batchrouter.server.batches import ledger, states
 from batchrouter.server.batches.artifacts import signer_of
+from batchrouter.server.serve import mint_key
 from batchrouter.server.storage.clock import now_us
+from batchrouter.server.storage.keys import KeyLimits
 from batchrouter.server.storage.tables import batch_lanes, batches, events, workspaces
 
 CONTENT = b"".join(b'{"sequence_no":%d}\n' % number for number in range(1000))
@@ -497,6 +500,35 @@ def test_over_the_rate_limit_there_is_a_429_with_the_wait(open_surface):
     assert 1 <= int(replies[3].headers["Retry-After"]) <= 20
     with surface.client_for(surface.mint()) as other:
         assert other.get("/v1/batches").status_code == 200
+
+
+def test_a_key_has_a_rate_limit_of_its_own(open_surface):
+    surface = open_surface(limits={"requests_per_minute": 3})
+    free = mint_key(surface.services.folder.root, limits=KeyLimits(requests_per_minute=0))
+    slow = mint_key(surface.services.folder.root, limits=KeyLimits(requests_per_minute=1))
+    with surface.client_for(free) as client:
+        assert {client.get("/v1/batches").status_code for _ in range(6)} == {200}
+    with surface.client_for(slow) as client:
+        assert [client.get("/v1/batches").status_code for _ in range(2)] == [200, 429]
+
+
+def test_a_key_buys_no_more_than_its_budget(open_surface):
+    surface = open_surface()
+    price = Decimal(surface.quote()["quoted_total"]["amount"])
+    limits = KeyLimits(budget_micro=int(price * 1_500_000))
+    key = mint_key(surface.services.folder.root, limits=limits)
+    with surface.client_for(key) as surface.client:
+        first = surface.buy()["id"]
+        quote_id, file_id = surface.quote()["quote_id"], surface.upload()["file_id"]
+        refused = surface.submit(quote_id=quote_id, input_file_id=file_id)
+        assert code(refused) == (402, "insufficient_credits")
+        assert "left of this API key's budget" in refused.json()["error"]["message"]
+
+        # What its first batch did not cost is free again; the refused quote is still open.
+        surface.settle(first, completed=3, failed=0, cost_units=10**6)
+        surface.finish(first, "succeeded")
+        again = surface.submit(quote_id=quote_id, input_file_id=file_id)
+        assert again.status_code == 202, again.text
 
 
 def test_every_reply_carries_a_request_id_and_the_date(surface):

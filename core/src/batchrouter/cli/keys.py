@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ from batchrouter.errors import ConfigError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from batchrouter.server.storage.keys import KeyLimits
+
+_MAX_BUDGET_USD = Decimal(1_000_000_000)
 _SCOPES = ("quote", "submit", "read", "cancel")
 
 _NEEDED_FOR = "the router's keys"
@@ -41,15 +45,41 @@ def keys() -> None:
     help="What the key may do, separated by commas.",
 )
 @click.option("--label", default="", help="For people: whose key it is.")
+@click.option(
+    "--workspace",
+    default="default",
+    show_default=True,
+    help="Whose credits it spends; a new name makes a workspace with the initial credits.",
+)
+@click.option(
+    "--requests-per-minute",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Its own limit, in place of router.toml's; 0 is none.",
+)
+@click.option(
+    "--budget", metavar="USD", help="The most that its batches may come to, all together."
+)
 @json_option
-def create(*, data_dir: Path, database: str | None, scopes: str, label: str, as_json: bool) -> None:
+def create(
+    *,
+    data_dir: Path,
+    database: str | None,
+    scopes: str,
+    label: str,
+    workspace: str,
+    requests_per_minute: int | None,
+    budget: str | None,
+    as_json: bool,
+) -> None:
     """Mint a key and print it: it is shown this once, and only its hash is kept."""
     if database is None:
         database_path(data_dir, _NEEDED_FOR)
     from batchrouter.server.serve import mint_key  # noqa: PLC0415 - loads the router
 
     names = [name.strip() for name in scopes.split(",") if name.strip()]
-    key = mint_key(data_dir, names, label, database=database)
+    limits = _limits(requests_per_minute, budget)
+    key = mint_key(data_dir, names, label, workspace=workspace, database=database, limits=limits)
     if as_json:
         say_json({"key": key, "scopes": names, "label": label})
     else:
@@ -96,6 +126,26 @@ def revoke(*, key_id: str, data_dir: Path, database: str | None) -> None:
             f"`batchrouter keys list --data {data_dir}` has the ids"
         )
     out().print(f"{key_id} is revoked.")
+
+
+def _limits(requests_per_minute: int | None, budget: str | None) -> "KeyLimits | None":
+    from batchrouter.server.storage.keys import KeyLimits  # noqa: PLC0415 - loads SQLAlchemy
+
+    if requests_per_minute is None and budget is None:
+        return None
+    return KeyLimits(requests_per_minute, None if budget is None else _budget_micro(budget))
+
+
+def _budget_micro(budget: str) -> int:
+    try:
+        amount = Decimal(budget)
+    except ArithmeticError:
+        amount = Decimal("NaN")
+    if not (amount.is_finite() and 0 < amount <= _MAX_BUDGET_USD):
+        raise ConfigError(
+            f"--budget {budget}: must be USD, above 0 and at most {_MAX_BUDGET_USD:,}, as in 25.00"
+        )
+    return int(amount.scaleb(6))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from batchrouter.server.http.failures import add_error_handlers
 from batchrouter.server.http.hosts import KnownHosts
 from batchrouter.server.http.logs import RequestLog
 from batchrouter.server.http.monitoring import monitoring
-from batchrouter.server.http.rate_limit import RateLimit
+from batchrouter.server.http.rate_limit import OwnRateLimit, SharedRateLimit
 from batchrouter.server.http.routes import routes
 from batchrouter.server.http.uploads import uploads
 from batchrouter.server.metrics import Metrics
@@ -100,7 +100,8 @@ def create_app(settings: AppSettings) -> FastAPI:
         **_without_its_own_telemetry(),
     )
     app.state.services = services
-    app.state.rate_limit = RateLimit(settings.config.limits.requests_per_minute)
+    is_shared = services.database.is_shared
+    app.state.rate_limit = SharedRateLimit(services.database) if is_shared else OwnRateLimit()
     app.state.is_ready = False
     app.state.start_refused = None
     app.state.is_taken_over = False

@@ -14,7 +14,13 @@ from batchrouter.errors import ConfigError, WorkerDiedError
 from batchrouter.server.config import load_config
 from batchrouter.server.heap import share_heaps
 from batchrouter.server.storage.folder import DataFolder
-from batchrouter.server.storage.keys import SCOPES, create_key, has_keys, revoke_key
+from batchrouter.server.storage.keys import (
+    SCOPES,
+    KeyLimits,
+    create_key,
+    has_keys,
+    revoke_key,
+)
 from batchrouter.server.storage.places import Places
 
 if TYPE_CHECKING:
@@ -124,6 +130,7 @@ def mint_key(
     workspace: str = "default",
     config_path: str | Path | None = None,
     database: str | None = None,
+    limits: KeyLimits | None = None,
 ) -> str:
     """Mint an API key; a running router knows it at once.
 
@@ -134,6 +141,7 @@ def mint_key(
         workspace: Whose key it is; a new name makes a workspace with the initial credits.
         config_path: Where the initial credits of a new workspace stand.
         database: As for `serve`.
+        limits: The key's own; None for no own ones.
 
     Returns:
         The key: only its hash is kept.
@@ -157,6 +165,7 @@ def mint_key(
                 scopes=scopes,
                 label=label,
                 initial_credits_micro=config.credits.initial_micro,
+                limits=limits,
             )
     finally:
         opened.close()

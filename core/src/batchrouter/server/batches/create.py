@@ -15,7 +15,7 @@ from batchrouter.errors import APIError
 from batchrouter.server.batches.files import insert_file, new_file_id, store_items
 from batchrouter.server.batches.fitting import check_fit
 from batchrouter.server.batches.intake import ManifestFacts
-from batchrouter.server.batches.ledger import reserve
+from batchrouter.server.batches.ledger import reserve, spend_key_budget
 from batchrouter.server.batches.orders import Order
 from batchrouter.server.batches.states import record_event
 from batchrouter.server.config import SLA_TIER_S
@@ -44,12 +44,14 @@ class Purchase:
     Attributes:
         body_sha256: Of the body without its webhook.
         idempotency_key: As sent, or None.
+        key_id: The API key, which may have a budget.
     """
 
     workspace_id: str
     order: Order
     body_sha256: str
     idempotency_key: str | None
+    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,9 @@ def _buy(services: Services, conn: Connection, purchase: Purchase, inline: _Inli
         raise refusal("quote_lock_already_accepted", "this quote was accepted just now")
     if not reserve(conn, purchase.workspace_id, quote.quoted_total_micro):
         raise _too_few_credits(conn, purchase, quote)
+    left_micro = spend_key_budget(conn, purchase.key_id, batch_id, quote.quoted_total_micro)
+    if left_micro is not None:
+        raise _over_key_budget(quote, left_micro)
     _write_batch(services, conn, purchase, quote=quote, plan=plan, file=file, batch_id=batch_id)
     if purchase.idempotency_key is not None:
         conn.execute(
@@ -219,6 +224,17 @@ def _too_few_credits(conn: Connection, purchase: Purchase, quote: Row[Any]) -> A
     return refusal(
         "insufficient_credits",
         f"the quote reserves {needed['amount']} USD, and {there_is['amount']} USD are free",
+        required=needed,
+        available=there_is,
+    )
+
+
+def _over_key_budget(quote: Row[Any], left_micro: int) -> APIError:
+    needed, there_is = money_from_micro(quote.quoted_total_micro), money_from_micro(left_micro)
+    return refusal(
+        "insufficient_credits",
+        f"the quote reserves {needed['amount']} USD, and {there_is['amount']} USD are left of this"
+        " API key's budget",
         required=needed,
         available=there_is,
     )

@@ -11,11 +11,18 @@ update, so that doing it twice changes nothing. The invariants:
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from batchrouter.server.quoting.pricing import micro_from_units, units_from_micro, with_fee
 from batchrouter.server.storage.clock import now_us
-from batchrouter.server.storage.tables import batch_lanes, batches, chunks, workspaces
+from batchrouter.server.storage.tables import (
+    batch_lanes,
+    batches,
+    chunks,
+    key_limits,
+    key_purchases,
+    workspaces,
+)
 
 __all__ = [
     "ChunkOutcome",
@@ -25,6 +32,7 @@ __all__ = [
     "return_chunk",
     "settle_batch",
     "settle_chunk",
+    "spend_key_budget",
 ]
 
 
@@ -80,6 +88,30 @@ def reserve(conn: Connection, workspace_id: str, amount_micro: int) -> bool:
         )
     )
     return moved.rowcount == 1
+
+
+def spend_key_budget(conn: Connection, key_id: str, batch_id: str, amount_micro: int) -> int | None:
+    """Book a batch on its key's budget, if the key has one.
+
+    Returns:
+        None when it is booked, or there is no budget; else what is left of it, in micro-dollars,
+        and nothing was booked.
+    """
+    budget_micro = conn.execute(
+        select(key_limits.c.budget_micro).where(key_limits.c.key_id == key_id)
+    ).scalar_one_or_none()
+    if budget_micro is None:
+        return None
+    booked = select(func.coalesce(func.sum(key_purchases.c.amount_micro), 0))
+    left_micro = budget_micro - int(
+        conn.execute(booked.where(key_purchases.c.key_id == key_id)).scalar_one()
+    )
+    if amount_micro > left_micro:
+        return left_micro
+    conn.execute(
+        key_purchases.insert().values(batch_id=batch_id, key_id=key_id, amount_micro=amount_micro)
+    )
+    return None
 
 
 def claim_chunk(conn: Connection, batch_id: str, number: int, worst_case_units: int) -> bool:
@@ -272,6 +304,11 @@ def settle_batch(conn: Connection, batch_id: str) -> Settlement | None:
             spent_micro=workspaces.c.spent_micro + settlement.charged_micro,
             balance_micro=workspaces.c.balance_micro + settlement.released_micro,
         )
+    )
+    conn.execute(
+        update(key_purchases)
+        .where(key_purchases.c.batch_id == batch_id)
+        .values(amount_micro=settlement.charged_micro)
     )
     return settlement
 

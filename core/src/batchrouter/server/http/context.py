@@ -46,7 +46,12 @@ def requires(scope: Scope) -> Callable[[Request], Coroutine[Any, Any, Caller]]:
                 required=scope,
                 granted=sorted(caller.scopes),
             )
-        cast("RateLimit", request.app.state.rate_limit).admit(caller.key_id)
+        limit = cast("RateLimit", request.app.state.rate_limit)
+        per_minute = caller.requests_per_minute
+        if per_minute is None:
+            per_minute = services.config.limits.requests_per_minute
+        if per_minute:
+            await run_in_threadpool(limit.admit, caller.key_id, per_minute)
         return caller
 
     return admit

@@ -88,6 +88,7 @@ def submit_batch(
         order=order,
         body_sha256=body_sha256(sent),
         idempotency_key=_idempotency_key(request),
+        key_id=caller.key_id,
     )
     batch_id, is_replay = create_batch(services, purchase)
     note_in_log(batch_id=batch_id)

@@ -10,12 +10,13 @@ from sqlalchemy import Connection, select
 from batchrouter.errors import ConfigError
 from batchrouter.server.storage.clock import now_us
 from batchrouter.server.storage.ids import new_id
-from batchrouter.server.storage.tables import api_keys, workspaces
+from batchrouter.server.storage.tables import api_keys, key_limits, workspaces
 
 __all__ = [
     "OPERATOR_SCOPES",
     "SCOPES",
     "Caller",
+    "KeyLimits",
     "create_key",
     "find_caller",
     "has_keys",
@@ -32,11 +33,29 @@ _SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request."""
+    """Who sent a request.
+
+    Attributes:
+        requests_per_minute: The key's own limit; None for the router's.
+    """
 
     workspace_id: str
     key_id: str
     scopes: frozenset[str]
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What one key may do at most; None is no limit of its own.
+
+    Attributes:
+        requests_per_minute: Calls; 0 is no limit, whatever the router's own is.
+        budget_micro: What its batches may come to, all together, in micro-dollars.
+    """
+
+    requests_per_minute: int | None = None
+    budget_micro: int | None = None
 
 
 def create_key(
@@ -46,6 +65,7 @@ def create_key(
     scopes: Sequence[str],
     label: str,
     initial_credits_micro: int,
+    limits: "KeyLimits | None" = None,
 ) -> str:
     """Mint a key; a workspace that is not there yet is created with its first credits.
 
@@ -75,9 +95,10 @@ def create_key(
             )
         )
     key = f"bk_live_{secrets.token_urlsafe(_SECRET_BYTES)}"
+    key_id = new_id("key")
     conn.execute(
         api_keys.insert().values(
-            id=new_id("key"),
+            id=key_id,
             workspace_id=workspace_id,
             sha256=_sha256(key),
             scopes=",".join(scope for scope in known if scope in scopes),
@@ -85,19 +106,34 @@ def create_key(
             created_at=now_us(),
         )
     )
+    if limits is not None:
+        conn.execute(
+            key_limits.insert().values(
+                key_id=key_id,
+                requests_per_minute=limits.requests_per_minute,
+                budget_micro=limits.budget_micro,
+            )
+        )
     return key
 
 
 def find_caller(conn: Connection, key: str) -> Caller | None:
     """Find whom a key belongs to; None when it is unknown or revoked."""
     row = conn.execute(
-        select(api_keys.c.id, api_keys.c.workspace_id, api_keys.c.scopes).where(
-            api_keys.c.sha256 == _sha256(key), api_keys.c.revoked_at.is_(None)
+        select(
+            api_keys.c.id,
+            api_keys.c.workspace_id,
+            api_keys.c.scopes,
+            key_limits.c.requests_per_minute,
         )
+        .outerjoin(key_limits, key_limits.c.key_id == api_keys.c.id)
+        .where(api_keys.c.sha256 == _sha256(key), api_keys.c.revoked_at.is_(None))
     ).one_or_none()
     if row is None:
         return None
-    return Caller(row.workspace_id, row.id, frozenset(row.scopes.split(",")))
+    return Caller(
+        row.workspace_id, row.id, frozenset(row.scopes.split(",")), row.requests_per_minute
+    )
 
 
 def revoke_key(conn: Connection, key: str) -> bool:

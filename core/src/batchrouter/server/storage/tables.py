@@ -33,6 +33,9 @@ __all__ = [
     "facts",
     "files",
     "idempotency_keys",
+    "key_calls",
+    "key_limits",
+    "key_purchases",
     "lane_health",
     "lane_items",
     "lane_submissions",
@@ -77,6 +80,36 @@ api_keys = Table(
     Column("label", String(255), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
+)
+
+# Of keys that have limits of their own; NULL is none.
+key_limits = Table(
+    "key_limits",
+    metadata,
+    Column("key_id", ForeignKey("api_keys.id"), primary_key=True),
+    Column("requests_per_minute", Integer),
+    # The most that its batches may come to, all together.
+    Column("budget_micro", BigInteger),
+)
+
+# What keys with a budget have bought: the quoted total of an open batch, then what was charged.
+key_purchases = Table(
+    "key_purchases",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("key_id", String(64), nullable=False),
+    Column("amount_micro", BigInteger, nullable=False),
+    Index("key_purchases_by_key", "key_id"),
+)
+
+# How many calls each key has left, where several processes answer it: thousandths of a call.
+key_calls = Table(
+    "key_calls",
+    metadata,
+    Column("key_id", String(64), primary_key=True),
+    Column("left_milli", BigInteger, nullable=False),
+    # By the database's clock.
+    Column("refilled_at", BigInteger, nullable=False),
 )
 
 quotes = Table(

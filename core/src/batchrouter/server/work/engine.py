@@ -55,6 +55,8 @@ _BATCHES_AT_ONCE = 16
 #: partition per batch keeps a batch of 10 million items from holding up one of ten.
 _CHUNKS_AT_ONCE_PER_BATCH = 16
 _CHUNKS_AT_ONCE = 128
+#: Of each worker that shares a database, a workspace gets half at most: the next one finds room.
+_CHUNKS_AT_ONCE_PER_WORKSPACE = 64
 
 #: Connections of the durable engine's own, a process; a server has a hundred or so for all.
 _SHARED_POOL = 8
@@ -212,6 +214,7 @@ class Engine:
         self._register("finish", self._finish)
         DBOS.launch()
         self._queue.open()
+        is_shared = self._database.is_shared
         await DBOS.register_queue_async(
             BATCHES,
             worker_concurrency=_BATCHES_AT_ONCE,
@@ -221,7 +224,8 @@ class Engine:
         await DBOS.register_queue_async(
             CHUNKS,
             worker_concurrency=_CHUNKS_AT_ONCE,
-            partition_concurrency=_CHUNKS_AT_ONCE_PER_BATCH,
+            partition_concurrency=None if is_shared else _CHUNKS_AT_ONCE_PER_BATCH,
+            partition_worker_concurrency=_CHUNKS_AT_ONCE_PER_WORKSPACE if is_shared else None,
             polling_interval_sec=_POLL_S,
             on_conflict="always_update",
         )

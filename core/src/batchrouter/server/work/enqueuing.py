@@ -1,15 +1,17 @@
 """How work is handed to whichever process does it: rows of the durable engine's queues.
 
 A workflow is enqueued in the very transaction that makes it necessary: if and only if that
-commits, it runs. Names, queues and the version are frozen: a batch that one release accepted is
-worked on by the next.
+commits, it runs. Chunks stand in a partition for each batch, or, where workers share a database,
+for each workspace, so that none of these holds up another. Names, queues and the version are
+frozen: a batch that one release accepted is worked on by the next.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from batchrouter.server.storage.database import Database
+from batchrouter.server.storage.tables import batches
 
 if TYPE_CHECKING:
     from dbos import DBOSClient
@@ -21,6 +23,7 @@ APP_NAME = "batchrouter"
 WORKFLOWS_VERSION = "schema-1"
 BATCHES = "batches"
 CHUNKS = "chunks"
+_MAX_KNOWN = 10_000
 
 
 class WorkQueue:
@@ -32,6 +35,7 @@ class WorkQueue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._workspace_of: dict[str, str] = {}
         self._client: DBOSClient | None = None
 
     def open(self) -> None:
@@ -79,7 +83,21 @@ class WorkQueue:
         )
         if queue == CHUNKS:
             options["queue_partition_key"] = arguments[0]
+            if self._database.is_shared:
+                options["queue_partition_key"] = self._workspace(conn, arguments[0])
+                # Batches of a workspace take turns: the first chunks of all before any second.
+                options["priority"] = arguments[1] + 1
         self._client.enqueue_in_transaction(conn, options, *arguments)
+
+    def _workspace(self, conn: Connection, batch_id: str) -> str:
+        known = self._workspace_of.get(batch_id)
+        if known is None:
+            wanted = select(batches.c.workspace_id).where(batches.c.id == batch_id)
+            known = conn.execute(wanted).scalar_one()
+            if len(self._workspace_of) >= _MAX_KNOWN:
+                self._workspace_of.clear()
+            self._workspace_of[batch_id] = known
+        return known
 
 
 class AcceptsOnly:
