@@ -167,8 +167,9 @@ def test_a_worker_that_is_asked_to_stop_hands_its_work_on_at_once(
     api, first = made.add("api"), made.add("worker")
     with Client(base_url=api.base_url, api_key=made.api_key) as client:
         batch_id = buy(client, TEXTS)
-        wait_until(lambda: bool(provider.batches))
-        first.stop()
+        wait_until(lambda: bool(provider.batches), within_s=90)
+        first.send(signal.SIGTERM)
+        first.wait_for_death(90)
         assert made.rows("select count(*) from workers where taken_at is null") == [(0,)]
         made.add("worker")
         check(made, client, batch_id, provider)
