@@ -14,6 +14,9 @@ from sqlalchemy import Connection, Engine, create_engine, event
 __all__ = ["open_file"]
 
 _BUSY_TIMEOUT_MS = 30_000
+# Of each connection, and there are dozens: with SQLite's 2 MB the router grew for hours, until
+# all had filled theirs. What is not in it is in the system's page cache.
+_CACHE_KIB = 256
 
 
 def open_file(path: Path) -> Engine:
@@ -35,6 +38,7 @@ def open_file(path: Path) -> Engine:
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
