@@ -205,5 +205,5 @@ def test_a_graceful_stop_suspends_the_work(router: RunningRouter) -> None:
     stopped_after_s = time.monotonic() - started
     router.start()
 
-    assert stopped_after_s < 60
+    assert stopped_after_s < 20, "it was killed"
     assert_as_if_undisturbed(router, batch_id)
