@@ -1,12 +1,14 @@
 """One DAG buys, another lands: an ended batch starts it, by webhook or by polling.
 
 `buy_labels` is over in seconds. Nothing of it waits, not even in the triggerer: the watcher of
-the asset sees each batch end, once, whoever bought it.
+the asset sees each batch of the job end, once, whoever bought it: so the job has a name of its
+own here, and the batches of `nightly_labels` start nothing.
 """
 
 from datetime import datetime
 from pathlib import Path
 
+import yaml
 from airflow.sdk import DAG, Asset, AssetWatcher
 from airflow_provider_batchrouter.operators import (
     BatchrouterLandOperator,
@@ -14,12 +16,16 @@ from airflow_provider_batchrouter.operators import (
 )
 from airflow_provider_batchrouter.triggers import BatchrouterEventTrigger
 
-LAKE = str(Path(__file__).parent)
+HERE = Path(__file__).parent
+JOB = {
+    **yaml.safe_load((HERE / "label_tickets.yaml").read_text(encoding="utf-8")),
+    "name": "label-tickets-by-event",
+}
 EVENT = "(triggering_asset_events.values() | first | first).extra.payload"
 
 labels_ended = Asset(
     "label_tickets_ended",
-    watchers=[AssetWatcher(name="batches", trigger=BatchrouterEventTrigger(job="label-tickets"))],
+    watchers=[AssetWatcher(name="batches", trigger=BatchrouterEventTrigger(job=JOB["name"]))],
 )
 
 with DAG(
@@ -30,8 +36,8 @@ with DAG(
 ):
     BatchrouterSubmitOperator(
         task_id="submit",
-        job="label_tickets.yaml",
-        job_params={"lake": LAKE, "day": "{{ params.day }}"},
+        job=JOB,
+        job_params={"lake": str(HERE), "day": "{{ params.day }}"},
         run_key="{{ params.day }}",  # by which the other DAG knows the partition
     )
 
@@ -43,7 +49,7 @@ with DAG(
 ):
     BatchrouterLandOperator(
         task_id="land",
-        job="label_tickets.yaml",
-        job_params={"lake": LAKE, "day": f"{{{{ {EVENT}.run_key }}}}"},
+        job=JOB,
+        job_params={"lake": str(HERE), "day": f"{{{{ {EVENT}.run_key }}}}"},
         run_key=f"{{{{ {EVENT}.run_key }}}}",
     )

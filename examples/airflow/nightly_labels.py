@@ -4,7 +4,7 @@ The partition is picked by the date of the DAG run. Clear the task, kill its wor
 triggerer: the batch is bought once.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, AssetAlias
@@ -23,7 +23,8 @@ with DAG(
         job="label_tickets.yaml",
         job_params={"lake": str(HERE), "day": "{{ ds }}"},
         deferrable=True,
-        retries=2,
+        retries=2,  # each goes on where the last one stopped
+        retry_delay=timedelta(seconds=30),
         max_failed_share=0.05,
         outlets=[AssetAlias("labelled_tickets")],
     )

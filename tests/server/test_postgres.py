@@ -52,7 +52,7 @@ def routers(tmp_path: Path, postgres_url: str) -> Iterator[Cluster]:
         yield made
 
 
-def submit(client: Client, items: int = 30, model: str = "gpt-4o-mini") -> str:
+def submit(client: Client, items: int = 30, model: str = "gpt-4o-mini", **fields: Any) -> str:
     lines = [
         {
             "customer_item_id": f"row-{nth}",
@@ -91,6 +91,18 @@ def test_a_batch_goes_through_one_process_that_does_it_all(routers: Cluster) -> 
     # Nothing of the state is left in the folder.
     assert not list(router.data_dir.glob("router.db*"))
     assert not (router.data_dir / "objects").exists()
+
+
+def test_a_nul_in_an_id_is_refused_by_its_name(routers: Cluster) -> None:
+    router = routers.add("api")
+    with httpx.Client(
+        base_url=router.base_url, headers={"Authorization": f"Bearer {routers.api_key}"}
+    ) as asking:
+        answer = asking.get("/v1/batches/batch_%00")
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "invalid_request")
+    assert "NUL" in error["message"]
 
 
 def test_api_and_worker_are_two_processes(routers: Cluster) -> None:

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from obstore.exceptions import BaseError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
@@ -45,13 +45,19 @@ def answer_for(error: APIError) -> JSONResponse:
 
 
 def foreseen(error: Exception) -> APIError | None:
-    """Recognise a full disk and a database that others hold, wherever met; None for all else."""
+    """Recognise what disk, store or database refuse, wherever met; None for all else."""
     is_full = (isinstance(error, OSError) and error.errno in _FULL) or (
         isinstance(error, OperationalError) and "disk is full" in str(error.orig)
     )
     if is_full:
         return refusal(
             "storage_full", "the router's disk is full; nothing was kept: try again later"
+        )
+    if isinstance(error, DataError) and "NUL" in str(error.orig):
+        return refusal(
+            "invalid_request",
+            "a text of the request holds the character NUL, which PostgreSQL cannot keep: take it"
+            " out; nothing was kept",
         )
     if isinstance(error, BaseError):
         told = "the router's object store does not answer; nothing was kept: try again"
