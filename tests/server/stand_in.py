@@ -74,6 +74,7 @@ class StandIn:
     asked: list[str] = field(default_factory=list)
     most_at_once: int = 0
     _now_at_once: int = 0
+    _file_count: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __enter__(self) -> Self:
@@ -112,6 +113,12 @@ class StandIn:
                 batch.ended_as = "failed"
             self.batches[batch.id] = batch
             return batch
+
+    def next_file_id(self) -> str:
+        """Name a file as none was named before: a create that comes late must not find another."""
+        with self._lock:
+            self._file_count += 1
+            return f"file-{self._file_count:04d}"
 
     def look(self, batch_id: str) -> Batch | None:
         with self._lock:
@@ -289,7 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
             part.get_param("name", header="content-disposition"): part for part in form.iter_parts()
         }
         assert parts["purpose"].get_content().strip() == "batch"
-        file_id = f"file-{len(self.provider.files):04d}"
+        file_id = self.provider.next_file_id()
         self.provider.files[file_id] = parts["file"].get_payload(decode=True)
         told = {"id": file_id, "object": "file", "purpose": "batch", "filename": "x.jsonl"}
         self._answer(200, told | {"bytes": len(body), "created_at": int(time.time())})
