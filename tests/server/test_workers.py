@@ -91,6 +91,9 @@ def stop_take_over_and_wake(made: Cluster, provider: StandIn, point: str) -> Non
         stopped.wait_until_stopped()
         made.add("worker")
         check(made, client, batch_id, provider)
+        # What was over before the lease was goes on without it, too.
+        taken = "select count(*) from workers where taken_at is not null"
+        wait_until(lambda: made.rows(taken) == [(1,)], within_s=60)
 
         stopped.send(signal.SIGCONT)
 
