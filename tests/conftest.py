@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from crash.disk import Disk
+
 collect_ignore = ["benchmarks", "fuzz"]
 """Programs for `make bench` and `make fuzz`; the second installs what its own import."""
 
@@ -62,6 +64,14 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared_data() -> Path:
     """The folder of real data; a test that takes it is marked `shared_data`."""
     return SHARED_DATA
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system of a few kilobytes, not mounted yet."""
+    disk = Disk(tmp_path / "disk")
+    yield disk
+    disk.unmount()
 
 
 @pytest.fixture(scope="session")

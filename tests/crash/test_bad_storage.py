@@ -37,13 +37,6 @@ def bad(router: RunningRouter, tmp_path: Path) -> Mistake:
     return mistake(tmp_path, router)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "disk")
-    yield disk
-    disk.unmount()
-
-
 def runs_on(disk: Disk, bad: Mistake) -> None:
     bad.env["BATCHROUTER_RUNS_URL"] = str(disk.root / "runs")
 

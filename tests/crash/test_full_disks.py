@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,13 +36,6 @@ POINTS = (
     "work.after_settle",
 )
 SHORT = ("work.before_result_stored", "work.before_settle")
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "disk")
-    yield disk
-    disk.unmount()
 
 
 def is_stopped(pid: int) -> bool:

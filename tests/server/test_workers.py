@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from batchrouter import Client
+from batchrouter.testing import ROUTER_KILL_POINTS
 from crash.desk import wait_until
 from server.cluster import Cluster, cluster
 from server.stand_in import KEY, StandIn
@@ -22,30 +23,20 @@ from server.test_lanes_whole import (
 )
 
 TEXTS = [f"item {nth}" for nth in range(8)]
-STOP_POINTS = (
-    "work.before_claim",
-    "work.after_claim",
-    "work.before_send",
-    "work.after_send",
-    "lanes.before_upload",
-    "lanes.after_upload",
-    "lanes.after_intent",
-    "lanes.before_create",
-    "lanes.after_create",
-    "lanes.after_accepted",
-    "lanes.before_results_stored",
-    "lanes.after_results_stored",
-    "work.before_result_stored",
-    "work.after_result_stored",
-    "work.before_chunk_settled",
-    "work.after_chunk_settled",
-    "work.before_merge",
-    "work.before_artifact_stored",
-    "work.after_artifact_stored",
-    "work.before_settle",
-    "states.before_finish_commit",
-    "work.after_settle",
-)
+ELSEWHERE = {
+    "work.before_plan_stored",
+    "work.after_plan_stored",
+    "lanes.before_item",
+    "lanes.after_item",
+    "work.after_results_deleted",
+}
+"""Of the planning, of lanes that take single items, and of what is done when all is over."""
+
+STOP_POINTS = [
+    point
+    for point in ROUTER_KILL_POINTS
+    if point.startswith(("work.", "lanes.", "states.")) and point not in ELSEWHERE
+]
 """Every point of a chunk's and a batch's life at which a worker can be taken for dead."""
 
 

@@ -14,10 +14,5 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         found: Kind = made(tmp_path, request.getfixturevalue("postgres_url"))
     else:
         found = made(tmp_path)
-    for name, value in found.env.items():
-        monkeypatch.setenv(name, value)
-    if request.param == "iceberg":
-        from pyiceberg.utils.config import Config
-
-        monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it is read at import
+    found.enter(monkeypatch)
     return found

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
+import pytest
 
 from batchrouter.landing.report import LandingIdentity
 from batchrouter.landing.sinks import Commit, Sink, Writing, open_sink
@@ -72,6 +73,15 @@ class Kind:
     ) -> Commit:  # fmt: skip
         told = rows(ids, run, **how)
         return self.open(mode).write(told, SCHEMA, identity(run, again=again, purchase=purchase))
+
+    def enter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this process reach the table, too."""
+        for name, value in self.env.items():
+            monkeypatch.setenv(name, value)
+        if self.name == "iceberg":
+            from pyiceberg.utils.config import Config
+
+            monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it is read at import
 
     def ids(self) -> list[int]:
         return sorted(row["id"] for row in self.read())

@@ -3,7 +3,6 @@
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,13 +14,6 @@ from core.sinks.kinds import SCHEMA, Kind, identity, rows
 from crash.disk import Disk
 
 PASSWORD = "canary-of-the-password"
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "disk")
-    yield disk
-    disk.unmount()
 
 
 def everything_told(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """Lake tables in a bucket, on a real S3 API: one copy, whoever dies or comes at the same time."""
 
-import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ def _delta(store: Store, root: Path) -> Kind:
     def read() -> list[Row]:
         return pl.read_delta(place, storage_options=options).to_dicts()
 
-    return Kind("delta", f"delta:{place}", read, root, {**os.environ, **options})
+    return Kind("delta", f"delta:{place}", read, root, options)
 
 
 def _iceberg(store: Store, root: Path) -> Kind:
@@ -67,12 +66,7 @@ def kind(
     request: pytest.FixtureRequest, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Kind:
     made: Kind = request.param(store, tmp_path)
-    for name, value in made.env.items():
-        monkeypatch.setenv(name, value)
-    if made.name == "iceberg":
-        from pyiceberg.utils.config import Config
-
-        monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it is read at import
+    made.enter(monkeypatch)
     return made
 
 

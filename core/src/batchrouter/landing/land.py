@@ -16,7 +16,7 @@ import pyarrow as pa
 from batchrouter.errors import LandingError, StorageError
 from batchrouter.landing.judged import JobToLand, JudgedRows
 from batchrouter.landing.outputs import PLAIN_OUTPUT
-from batchrouter.landing.rejects import Rejects
+from batchrouter.landing.rejects import NoRejects, Rejects
 from batchrouter.landing.report import LandingIdentity, LandingReport, PartToLand
 from batchrouter.landing.sinks import Sink
 from batchrouter.landing.tally import Tally
@@ -69,8 +69,8 @@ def land_parts(
     rows = rows_to_land(job, fs, [parts, *resent], sink, identity)
     sink.check(rows.schema, identity)
     tally = Tally()
-    ends = _PartEnds(fs, rejects_dir, token, tally)
-    batches = _counted(rows, ends, tally, on_progress or _tell_no_one)
+    ends = PartEnds(fs, f"{rejects_dir.rstrip('/')}/{token}", tally)
+    batches = counted(rows, ends, tally, on_progress)
     commit = sink.write(_own_errors(batches), rows.schema, identity)
     return tally.report(commit, duration_s=time.monotonic() - started_s)
 
@@ -127,36 +127,50 @@ def rows_to_land(
     return JudgedRows(job, fs, rounds, identity.run_key, known_vector_size=size_in_table)
 
 
-def _counted(
-    rows: JudgedRows, ends: "_PartEnds", tally: Tally, tell: Callable[[int], None]
+def counted(
+    rows: JudgedRows, ends: "PartEnds", tally: Tally, tell: Callable[[int], None] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the table; raises instead of ending when the counts do not add up."""
     with rows.repeated() as repeated:
         for some, batch in rows.batches(ends, repeated):
             tally.add_batch(some, batch)
             yield batch
-            tell(tally.rows)
+            if tell:
+                tell(tally.rows)
     tally.reconcile(rows.row_count)
 
 
-class _PartEnds:
-    """Opens the quarantine of each part, and has its rows counted at the end."""
+class PartEnds:
+    """Opens the quarantine of each part, and has its rows counted at the end.
+
+    Args:
+        fs: The filesystem of the run folder.
+        begin: How the quarantines' paths begin.
+        tally: Where parts and rejects are counted.
+        keeps_resent: False where another process has the quarantine of what was sent again.
+    """
 
     def __init__(
-        self, fs: fsspec.AbstractFileSystem, rejects_dir: str, token: str, tally: Tally
+        self, fs: fsspec.AbstractFileSystem, begin: str, tally: Tally, *, keeps_resent: bool = True
     ) -> None:
         self._fs = fs
-        self._begin = f"{rejects_dir.rstrip('/')}/{token}"
+        self._begin = begin
         self._tally = tally
+        self._keeps_resent = keeps_resent
 
     def rejects_of(self, resend_round: int, part: PartToLand) -> Rejects:
+        """Open the quarantine of a part's lines in a round."""
+        if resend_round and not self._keeps_resent:
+            return NoRejects()
         of_round = f"-round-{resend_round}" if resend_round else ""
         return Rejects(self._fs, f"{self._begin}{of_round}-part-{part.index:05d}.jsonl")
 
     def end_part(self, resend_round: int, part: PartToLand, rejects: Rejects) -> None:
+        """Count a part and its quarantine."""
         if not resend_round:
             self._tally.end_part(part)
-        self._tally.add_rejects(rejects)
+        if not resend_round or self._keeps_resent:
+            self._tally.add_rejects(rejects)
 
 
 def _own_errors(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -167,7 +181,3 @@ def _own_errors(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         raise StorageError(f"the run folder cannot be read or written: {error}") from error
     except pa.ArrowException as error:
         raise LandingError(f"the run's rows cannot be read: {error}") from error
-
-
-def _tell_no_one(rows: int) -> None:
-    del rows

@@ -11,13 +11,14 @@ something asks for a pandas object. A user's process is left as it is: `pa.array
 not take a NaN for a NULL there.
 """
 
-import ctypes
 import functools
 import sys
 import threading
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
+
+from batchrouter.malloc import tell_malloc
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -37,12 +38,8 @@ def prepare_process() -> None:
     """Set the process up, once."""
     if _ours and "pandas" not in sys.modules:
         _leave_pandas_out()
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    tell_malloc(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+    tell_malloc(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 class _Refusal(MetaPathFinder):

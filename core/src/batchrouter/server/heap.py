@@ -6,7 +6,7 @@ growing for tens of thousands of batches. Two are enough: Python holds its own l
 of what allocates.
 """
 
-import ctypes
+from batchrouter.malloc import tell_malloc
 
 # malloc.h of glibc, M_ARENA_MAX.
 _M_ARENA_MAX = -8
@@ -15,8 +15,4 @@ _HEAPS = 2
 
 def share_heaps() -> None:
     """Let all threads that begin from now on share two heaps; without glibc, does nothing."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_ARENA_MAX, _HEAPS)
+    tell_malloc(_M_ARENA_MAX, _HEAPS)

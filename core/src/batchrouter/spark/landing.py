@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from batchrouter.errors import LandingError, StorageError
 from batchrouter.landing.judged import JobToLand, JudgedRows
-from batchrouter.landing.land import rows_to_land
-from batchrouter.landing.rejects import NoRejects, Rejects
+from batchrouter.landing.land import PartEnds, counted, rows_to_land
 from batchrouter.landing.report import LandingIdentity, LandingReport, PartToLand
 from batchrouter.landing.shares import Asked
 from batchrouter.landing.sinks import Sink
@@ -181,53 +180,20 @@ class _PartTask:
             later_within=within,
         )
         name = attempt_name(self.token, part.index)
-        ends = _PartEnds(self.fs, f"{self.rejects_dir}/{name}", Tally(), unit["is_first"])
+        tally = Tally()
+        # What was sent again is in the quarantine of one task alone.
+        begin = f"{self.rejects_dir}/{name}"
+        ends = PartEnds(self.fs, begin, tally, keeps_resent=unit["is_first"])
         path = f"{self.landed_dir}/{name}.parquet"
         with storing(path), self.fs.open(path, "wb") as file:
-            write_file(cast("IO[bytes]", file), _counted(rows, ends), rows.schema)
-        return {"name": f"{name}.parquet", "tally": ends.tally.to_dict()}
+            write_file(cast("IO[bytes]", file), counted(rows, ends, tally), rows.schema)
+        return {"name": f"{name}.parquet", "tally": tally.to_dict()}
 
 
 def _part(told: Json) -> PartToLand:
     error = told["batch_error"]
     fields: Json = {**told, "batch_error": error and tuple(error)}
     return PartToLand(**fields)
-
-
-def _counted(rows: JudgedRows, ends: "_PartEnds") -> Iterator[pa.RecordBatch]:
-    with rows.repeated() as repeated:
-        for some, batch in rows.batches(ends, repeated):
-            ends.tally.add_batch(some, batch)
-            yield batch
-    ends.tally.reconcile(rows.row_count)
-
-
-class _PartEnds:
-    """Opens the quarantine of a part; that of what was sent again is kept by one task alone."""
-
-    def __init__(
-        self,
-        fs: fsspec.AbstractFileSystem,
-        begin: str,
-        tally: Tally,
-        is_first: bool,  # noqa: FBT001 - one of four, all named at the call
-    ) -> None:
-        self._fs = fs
-        self._begin = begin
-        self._is_first = is_first
-        self.tally = tally
-
-    def rejects_of(self, resend_round: int, part: PartToLand) -> Rejects:
-        if resend_round and not self._is_first:
-            return NoRejects()
-        of_round = f"-round-{resend_round}" if resend_round else ""
-        return Rejects(self._fs, f"{self._begin}{of_round}-part-{part.index:05d}.jsonl")
-
-    def end_part(self, resend_round: int, part: PartToLand, rejects: Rejects) -> None:
-        if not resend_round:
-            self.tally.end_part(part)
-        if not resend_round or self._is_first:
-            self.tally.add_rejects(rejects)
 
 
 def _read_again(
