@@ -17,12 +17,16 @@ import uvicorn
 from batchrouter.server.app import AppSettings, create_app
 from batchrouter.server.batches import ledger, states
 from batchrouter.server.config import RouterConfig, load_config
+from batchrouter.server.lanes.lane import Lane
+from batchrouter.server.lanes.registry import LaneRegistry
 from batchrouter.server.services import Services
 from batchrouter.server.storage.clock import now_us
+from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.keys import create_key
+from batchrouter.server.storage.objects import Objects
 from batchrouter.server.storage.tables import chunks
 from batchrouter.testing import FaultProxy
-from server.stand_in import StandIn
+from server.stand_in import KEY, StandIn
 
 REFERENCE_QUOTE = {
     "models": ["gpt-4o-mini", "claude-haiku-4"],
@@ -205,3 +209,43 @@ def proxy(provider: StandIn) -> Iterator[FaultProxy]:
     """A proxy before that provider."""
     with FaultProxy(provider.origin) as running:
         yield running
+
+
+@pytest.fixture
+def lane_of(
+    tmp_path: Path, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Lane]]:
+    """Open a lane of an adapter; a second call opens it as a process does that comes after."""
+    monkeypatch.setenv("STAND_IN_KEY", KEY)
+    database = Database.open(tmp_path / "router.db")
+    registries: list[LaneRegistry] = []
+
+    def open_lane(adapter: str, **options: Any) -> Lane:
+        path = "/v1" if adapter.startswith("openai") else ""
+        lane = {
+            "provider": "acme",
+            "adapter": adapter,
+            "region": "eu",
+            "capacity_items": 1000,
+            "models": [{"name": "m", "input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"}],
+            "options": {
+                "base_url": f"{proxy.base_url}{path}",
+                "api_key_env": "STAND_IN_KEY",
+                "poll_s": 0.02,
+                "timeout_s": 5,
+                "settle_s": 0.4,
+            }
+            | options,
+        }
+        config = RouterConfig.model_validate({"lanes": [lane]})
+        objects = Objects.local(tmp_path / "objects")
+        registry = LaneRegistry(config, tmp_path / "memory", database, objects)
+        registries.append(registry)
+        found = registry.find("acme", "m")
+        assert found is not None
+        return found
+
+    yield open_lane
+    for registry in registries:
+        registry.close()
+    database.close()

@@ -204,8 +204,15 @@ def openai_reply(endpoint: str, body: dict[str, Any]) -> tuple[int, dict[str, An
                 "content": [{"type": "output_text", "text": reply, "annotations": []}],
             }
         ]
-        usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
-        told = {"id": "resp_1", "object": "response", "status": "completed"}
+        usage = {
+            "input_tokens": given,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": made,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": given + made,
+        }
+        told = {"id": "resp_1", "object": "response", "status": "completed", "created_at": 1}
+        told |= {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
         return 200, told | {"model": body["model"], "output": output, "usage": usage}
     message = {"role": "assistant", "content": reply}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -299,7 +306,8 @@ class _Handler(BaseHTTPRequestHandler):
         file_id = self.provider.next_file_id()
         self.provider.files[file_id] = parts["file"].get_payload(decode=True)
         told = {"id": file_id, "object": "file", "purpose": "batch", "filename": "x.jsonl"}
-        self._answer(200, told | {"bytes": len(body), "created_at": int(time.time())})
+        told |= {"bytes": len(body), "created_at": int(time.time()), "status": "processed"}
+        self._answer(200, told)
 
     def delete_file(self, found: Any, _body: bytes, _query: Any) -> None:
         if self.provider.files.pop(found[1], None) is None:
@@ -419,17 +427,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _anthropic(self, batch: Batch) -> dict[str, Any]:
         counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
         if batch.ended_as:
-            done = len(self.provider.done(batch))
-            counts["succeeded"] = done
-            left = "expired" if batch.ended_as == "expired" else "canceled"
-            counts[left] = len(batch.lines) - done
+            for line in self._anthropic_results(batch):
+                counts[line["result"]["type"]] += 1
         else:
             counts["processing"] = len(batch.lines)
+        going = "canceling" if batch.is_cancelled else "in_progress"
         created_at = datetime.fromtimestamp(batch.created_s, UTC)
         return {
             "id": batch.id,
             "type": "message_batch",
-            "processing_status": "ended" if batch.ended_as else "in_progress",
+            "processing_status": "ended" if batch.ended_as else going,
             "request_counts": counts,
             "created_at": created_at.isoformat(),
             "expires_at": created_at.isoformat(),
@@ -457,18 +464,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def results_messages(self, found: Any, _body: bytes, _query: Any) -> None:
         batch = self.provider.batches[found[1]]
-        done = self.provider.done(batch)
-        lines = [
-            json.dumps({"custom_id": line["custom_id"], "result": _anthropic_result(line)})
-            for line in done
-        ]
-        left = {"type": "expired" if batch.ended_as == "expired" else "canceled"}
-        lines += [
-            json.dumps({"custom_id": line["custom_id"], "result": left})
-            for line in batch.lines
-            if line not in done
-        ]
+        lines = map(json.dumps, self._anthropic_results(batch))
         self._answer(200, "\n".join(lines).encode())
+
+    def _anthropic_results(self, batch: Batch) -> list[dict[str, Any]]:
+        done = self.provider.done(batch)
+        left = {"type": "expired" if batch.ended_as == "expired" else "canceled"}
+        results = [(line, _anthropic_result(line)) for line in done]
+        results += [(line, left) for line in batch.lines if line not in done]
+        return [{"custom_id": line["custom_id"], "result": result} for line, result in results]
+
+    def cancel_messages(self, found: Any, _body: bytes, _query: Any) -> None:
+        batch = self.provider.batches[found[1]]
+        batch.is_cancelled = not batch.ended_as
+        self._answer(200, self._anthropic(batch))
 
     def create_job(self, _found: Any, body: bytes, _query: Any) -> None:
         asked = json.loads(body)
@@ -528,7 +537,7 @@ _ROUTES: list[tuple[str, Any]] = [
     (r"GET /v1/messages/batches", _Handler.list_messages),
     (r"GET /v1/messages/batches/(batch_\d+)", _Handler.retrieve_messages),
     (r"GET /v1/messages/batches/(batch_\d+)/results", _Handler.results_messages),
-    (r"POST /v1/messages/batches/(batch_\d+)/cancel", _Handler.cancel),
+    (r"POST /v1/messages/batches/(batch_\d+)/cancel", _Handler.cancel_messages),
     (r"POST /v1/batch/jobs", _Handler.create_job),
     (r"GET /v1/batch/jobs", _Handler.list_jobs),
     (r"GET /v1/batch/jobs/([\w-]+)", _Handler.retrieve_job),
