@@ -10,8 +10,12 @@ from prefect.exceptions import ObjectNotFound
 
 from batchrouter.testing import RunningRouter
 from on_prefect.scene import (
+    batches_of,
     batches_of_run,
     check_landed,
+    job_of,
+    landed,
+    make_table,
     slow_job,
 )
 from on_prefect.stage import Actor, Stage, until
@@ -28,6 +32,7 @@ def serving(stage: Stage, accounts: RunningRouter) -> Iterator[Actor]:
     def is_known() -> bool:
         with stage.client() as client:
             try:
+                client.read_deployment_by_name("label-days/served")
                 client.read_deployment_by_name("run-batch-job/served")
             except ObjectNotFound:
                 return False
@@ -64,3 +69,25 @@ def test_a_served_flow_sleeps_and_the_served_sweeper_wakes_it(
     [told] = until(lambda: events_of(stage, name, key), "the asset's event")
     assert told["payload"]["rows"] == told["payload"]["rows_succeeded"] == 20
     assert 0 < float(told["payload"]["settled_usd"]) <= float(told["payload"]["quoted_usd"])
+
+
+def test_mapped_over_ten_partitions(
+    stage: Stage, accounts: RunningRouter, serving: Actor, tmp_path: Path
+) -> None:
+    days = [f"2026-11-{day:02}" for day in range(1, 11)]
+    for day in days:
+        make_table(tmp_path, 6, f"day-{day}")
+    job = job_of(
+        Path("unused"),
+        tmp_path / "labelled",
+        source=str(tmp_path / "day-${params.day}.parquet"),
+        params={"day": None},
+        route={"models": ["slow"]},
+    )
+
+    flow_run_id = stage.start_run("label-days/served", job=job, credentials="silent", days=days)
+    stage.wait_for(flow_run_id, "Completed", timeout_s=300)
+
+    assert landed(job).num_rows == 60
+    keys = [each.metadata["batchrouter_run_key"] for each in batches_of(accounts)]
+    assert len([key for key in keys if key.startswith(str(flow_run_id))]) == 10

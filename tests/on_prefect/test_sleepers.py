@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 import pytest
 from prefect import flow, get_client
-from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Suspended
 from prefect_batchrouter import BatchrouterCredentials, sweep_suspended_runs
 from prefect_batchrouter.blocking import blocking
@@ -19,6 +22,7 @@ from on_prefect.stage import until
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("harness")]
 
 SLEEPERS, ENDED = 500, 50
+Answer = TypeVar("Answer")
 NOTHING = {"ended": 0, "resumed": 0, "abandoned": 0, "requests": 1}
 ITEM = {
     "customer_item_id": "a",
@@ -43,18 +47,27 @@ def buy(settings: Settings) -> list[str]:
 
 
 async def put_to_sleep(deployment_id: UUID, batch_ids: list[str]) -> None:
-    gate = asyncio.Semaphore(2)
-
-    async def one(client: PrefectClient, batch_id: str) -> None:
-        async with gate:
-            made = await client.create_flow_run_from_deployment(
-                deployment_id, tags=[WAITING_TAG, batch_tag(batch_id)]
+    """One after another, and again while the test server's SQLite is busy."""
+    async with get_client() as client:
+        for batch_id in batch_ids:
+            tags = [WAITING_TAG, batch_tag(batch_id)]
+            made = await while_busy(
+                partial(client.create_flow_run_from_deployment, deployment_id, tags=tags)
             )
             state = Suspended(timeout_seconds=3600, pause_key=new_pause_key())
-            await client.set_flow_run_state(made.id, state, force=True)
+            await while_busy(partial(client.set_flow_run_state, made.id, state, force=True))
 
-    async with get_client() as client:
-        await asyncio.gather(*(one(client, batch_id) for batch_id in batch_ids))
+
+async def while_busy(ask: Callable[[], Awaitable[Answer]], tries: int = 10) -> Answer:
+    """Ask until the answer is none of 503."""
+    for left in reversed(range(tries)):
+        try:
+            return await ask()
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != 503 or not left:
+                raise
+        await asyncio.sleep(1)
+    raise AssertionError("unreachable")
 
 
 def test_five_hundred(slow_router: RunningRouter) -> None:
