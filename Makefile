@@ -82,6 +82,7 @@ bench: $(READY) ## speed and memory, measured; prints tables; ROWS=2000000 KEYS=
 	$(BIN)/python tests/benchmarks/bench_land.py --lines $(ROWS)
 	$(BIN)/python tests/benchmarks/bench_keys.py --keys $(KEYS)
 	$(BIN)/python tests/benchmarks/bench_upload.py
+	$(BIN)/python tests/benchmarks/bench_router.py
 
 drills: drills-core drills-spark $(MEMBERS:%=drills-%) ## the long kill and fault runs: every kill point, every lost reply
 

@@ -1,6 +1,7 @@
 """A whole run on Spark, from a real router: the table is that of a run on one machine."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from batchrouter import Run
 from batchrouter.spark import land
-from batchrouter.testing import RunningRouter, running_router
+from batchrouter.testing import FaultProxy, RunningRouter, running_router
 from on_spark.tables import files_in, job_of, landed, tickets
 
 pytestmark = pytest.mark.xdist_group("spark")
@@ -55,6 +56,10 @@ def test_a_run_of_a_frame_lands_the_rows_of_a_run_on_one_machine(
     assert there.row_count == ROWS
     assert there.batch_count == 3
     assert files_in(folder / "landed") == set()
+    # The driver names its copies by the part.
+    copies = files_in(folder / "artifact")
+    assert len(copies) == 3
+    assert not any("part-" in name for name in copies)
 
 
 def test_a_job_that_says_spark_lands_twice_to_the_same_table(
@@ -71,3 +76,23 @@ def test_a_job_that_says_spark_lands_twice_to_the_same_table(
     assert landed(tmp_path / "labelled") == before
     assert again.rows == first.rows
     assert again.rows["skipped"] == len([row for row in range(ROWS) if row % 97 == 3])
+
+
+def test_an_artifact_whose_url_is_refused_to_the_executors_comes_by_the_driver(
+    spark: Any, source: Path, tmp_path: Path
+) -> None:
+    frame = spark.read.parquet(str(source)).repartition(3, "ticket_id")
+    with ExitStack() as stack:
+        proxy = stack.enter_context(FaultProxy())
+        router = stack.enter_context(running_router(tmp_path / "router", public_url=proxy.base_url))
+        proxy.upstream = router.base_url
+        refusal = proxy.answer("GET", "/artifacts/*", status=403)
+
+        with run_of(job_of(frame, sink=str(tmp_path / "labelled")), router, tmp_path) as run:
+            receipt = run.execute(timeout_s=300)
+            copies = files_in(Path(run.folder_url) / "artifact")
+
+    assert refusal.matched == 4
+    assert len([name for name in copies if "part-" in name]) == 1
+    assert len(copies) == 3
+    assert receipt.row_count == landed(tmp_path / "labelled").num_rows == ROWS

@@ -7,6 +7,7 @@ goes on with; it appears under its own name only when it is whole.
 """
 
 import re
+from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
 
 from batchrouter.api import flows
@@ -39,7 +40,36 @@ def download_artifact(
     caller: Caller, batch_id: str, target: Target, *, partial: bool = False
 ) -> Flow[ArtifactLink]:
     """Bring an artifact down, whole and verified, in bounded attempts."""
-    link = yield from _ask_for_link(caller, batch_id, partial=partial)
+
+    def sign() -> Flow[ArtifactLink]:
+        return _ask_for_link(caller, batch_id, partial=partial)
+
+    link = yield from sign()
+    return (yield from _bring_down(caller, link, target, sign))
+
+
+def download_signed(caller: Caller, link: ArtifactLink, target: Target) -> Flow[ArtifactLink]:
+    """Bring down what a link leads to, in a process that holds no key to ask for another.
+
+    Raises:
+        TransportError: The URL has expired, or the store stays silent.
+        ArtifactError: Size or sha256 are not the promised ones.
+    """
+
+    def sign() -> Flow[ArtifactLink]:
+        yield Work(_nothing)
+        raise TransportError(f"{_host(link.url)} refuses the signed URL of {link.batch_id}")
+
+    return (yield from _bring_down(caller, link, target, sign))
+
+
+def _nothing() -> None:
+    pass
+
+
+def _bring_down(
+    caller: Caller, link: ArtifactLink, target: Target, sign: Callable[[], Flow[ArtifactLink]]
+) -> Flow[ArtifactLink]:
     try:
         yield Work(target.open)
         # Only what an earlier process left may be of another file: then, and only then,
@@ -47,7 +77,7 @@ def download_artifact(
         may_restart = target.received > 0
         while True:
             try:
-                link = yield from _fill(caller, batch_id, target, link, partial=partial)
+                link = yield from _fill(caller, target, link, sign)
                 _check_sha256(target, link)
                 yield Work(target.publish)
             except ArtifactError:
@@ -81,7 +111,7 @@ def _ask_for_link(caller: Caller, batch_id: str, *, partial: bool) -> Flow[Artif
 
 
 def _fill(
-    caller: Caller, batch_id: str, target: Target, link: ArtifactLink, *, partial: bool
+    caller: Caller, target: Target, link: ArtifactLink, sign: Callable[[], Flow[ArtifactLink]]
 ) -> Flow[ArtifactLink]:
     """Fetch until everything that was promised is there; return the newest link."""
     patience = caller.patience()
@@ -100,7 +130,7 @@ def _fill(
         yield patience.wait_after(problem, asked_s=read_retry_after(reply.headers))
         if _is_refused(reply):
             # The API knows whether the artifact is still there, and signs anew.
-            link = yield from _ask_for_link(caller, batch_id, partial=partial)
+            link = yield from sign()
             _check_promise(target, link)
     return link
 

@@ -55,12 +55,13 @@ logging.getLogger("httpx").addFilter(_keep_secret_urls)
 class _Wire:
     """What both transports know: the settings, and how httpx is to be asked."""
 
-    def __init__(self, settings: Settings) -> None:
-        if settings.api_key is None:
+    def __init__(self, settings: Settings, *, needs_key: bool = True) -> None:
+        if settings.api_key is None and needs_key:
             raise ConfigError("no API key: set BATCHROUTER_API_KEY, or give api_key")
         self._settings = settings
         self._host = urlsplit(settings.base_url).netloc
-        self._authorization = f"Bearer {settings.api_key.get_secret_value()}"
+        key = settings.api_key
+        self._authorization = f"Bearer {key.get_secret_value()}" if key is not None else None
 
     def _client_options(self) -> dict[str, Any]:
         return {
@@ -77,7 +78,7 @@ class _Wire:
             "X-Request-Id": step.request_id,
             **tracing.trace_headers(),
         }
-        if step.with_key:
+        if step.with_key and self._authorization is not None:
             headers["Authorization"] = self._authorization
         if step.idempotency_key is not None:
             headers["Idempotency-Key"] = step.idempotency_key
@@ -157,10 +158,15 @@ class _Wire:
 
 
 class SyncTransport(_Wire):
-    """Does steps with blocking calls; safe to share between threads."""
+    """Does steps with blocking calls; safe to share between threads.
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    Args:
+        settings: Where the API is, and how long to wait.
+        needs_key: False where only signed URLs are fetched.
+    """
+
+    def __init__(self, settings: Settings, *, needs_key: bool = True) -> None:
+        super().__init__(settings, needs_key=needs_key)
         self._http = httpx.Client(**self._client_options())
 
     def send(self, step: Send) -> Reply:

@@ -5,10 +5,11 @@ Providers and routers forget, so the table is written from the copy alone.
 
 import hashlib
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchrouter.errors import BatchFailedError, GoneError, LandingError, NotFoundError
+from batchrouter.errors import APIError, BatchFailedError, GoneError, LandingError, NotFoundError
 from batchrouter.killpoints import reached
 from batchrouter.run.context import RunContext
 from batchrouter.run.decide import batches_to_collect
@@ -34,8 +35,54 @@ def collect(context: RunContext) -> None:
         APIError: The API refuses.
         StorageError: The run folder takes no more.
     """
+    if context.is_on_spark:
+        _collect_on_spark(context)
     for purchase in batches_to_collect(context.state):
         _collect_one(context, purchase)
+
+
+def _collect_on_spark(context: RunContext) -> None:
+    """Have the executors copy what they can; the rest is left to who asks the API for it."""
+    from batchrouter.spark.collecting import WAVE, copied_on_spark  # noqa: PLC0415 - loads pyarrow
+    from batchrouter.spark.session import session_of  # noqa: PLC0415 - as above
+
+    wanted = [each for each in batches_to_collect(context.state) if _is_whole_at_the_api(each)]
+    if len(wanted) == 1:
+        return  # one download is no work to share
+    for first in range(0, len(wanted), WAVE):
+        signed = [
+            (purchase, link)
+            for purchase in wanted[first : first + WAVE]
+            if (link := _signed(context, purchase)) is not None
+        ]
+        reached("download.before")
+        copies = copied_on_spark(
+            [link for _, link in signed],
+            spark=session_of(context.job),
+            fs=context.folder.fs,
+            settings=context.settings,
+            artifact_dir=context.folder.ensure("artifact"),
+            token=context.folder.token,
+        )
+        reached("download.after")
+        for (purchase, _), copy in zip(signed, copies, strict=True):
+            if copy is not None:
+                context.tell(
+                    Progress("download", copy.bytes, copy.bytes, "bytes", purchase.batch_id)
+                )
+                _note(context, purchase, Collected(batch_id=purchase.batch_id, **asdict(copy)))
+
+
+def _is_whole_at_the_api(purchase: Purchase) -> bool:
+    return purchase.ended is not None and purchase.ended.state == "succeeded"
+
+
+def _signed(context: RunContext, purchase: Purchase) -> "ArtifactLink | None":
+    try:
+        return context.client.artifact_url(purchase.batch_id)
+    except APIError as error:
+        _log.info("%s: no URL for the executors: %s", purchase.batch_id, error)
+        return None
 
 
 def collect_damaged(context: RunContext) -> None:
@@ -90,12 +137,16 @@ def _is_whole(context: RunContext, known: Collected) -> bool:
 
 
 def _collect_one(context: RunContext, purchase: Purchase) -> None:
-    before = purchase.collected
     context.folder.ensure("artifact")
     name = context.folder.new_name(f"part-{purchase.part:05d}.jsonl")
     reached("download.before")
     collected = _copied(context, purchase, name)
     reached("download.after")
+    _note(context, purchase, collected)
+
+
+def _note(context: RunContext, purchase: Purchase, collected: Collected) -> None:
+    before = purchase.collected
     context.journal.append(
         collected,
         still=lambda state: state.purchases[purchase.batch_id].collected == before,
