@@ -81,6 +81,10 @@ class Drill:
         tags = {"batchrouter/run_key": f"{TABLE}:{day}"}
         return list(self.dagster.instance.get_runs(dg.RunsFilter(tags=tags)))
 
+    def launched(self) -> list[tuple[str, str]]:
+        """All runs at rest but those of the report, whose automation comes when it comes."""
+        return [each for each in self.dagster.statuses_at_rest() if each[0] != "report"]
+
     def retries_of(self, run_id: str) -> list[dg.DagsterRun]:
         runs = self.dagster.instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": run_id}))
         return [run for run in runs if run.run_id != run_id]
@@ -211,7 +215,7 @@ def test_a_landing_run_killed_is_launched_again(drill: Drill) -> None:
 
 
 def test_ticks_from_the_beginning_land_nothing_again(drill: Drill) -> None:
-    before = drill.dagster.statuses_at_rest()
+    before = drill.launched()
     assert (TABLE, "SUCCESS") in before
 
     drill.dagster.set_cursor("batchrouter_sensor", None)
@@ -220,7 +224,7 @@ def test_ticks_from_the_beginning_land_nothing_again(drill: Drill) -> None:
         lambda: len(drill.dagster.ticks_since("batchrouter_sensor", reset_at)) >= 3, "ticks", 180
     )
 
-    assert drill.dagster.statuses_at_rest() == before
+    assert drill.launched() == before
 
 
 def test_a_terminated_run_takes_its_batch_with_it(drill: Drill) -> None:
