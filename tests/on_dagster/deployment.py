@@ -249,6 +249,17 @@ class Deployment:
         logs = self.instance.all_logs(run_id)
         return [each.dagster_event for each in logs if each.dagster_event is not None]
 
+    def step_times(self, step: str) -> list[tuple[float, float]]:
+        """When the runs of a step began and ended, in seconds of the epoch, oldest first."""
+        times: list[tuple[float, float]] = []
+        for run in self.instance.get_runs():
+            times += [
+                (each.start_time, each.end_time)
+                for each in self.instance.get_run_step_stats(run.run_id, [step])
+                if each.start_time and each.end_time
+            ]
+        return sorted(times)
+
     def ticks_since(self, sensor: str, epoch_s: float) -> list[str]:
         """How a sensor's ticks that began after a time have ended, newest first."""
         for state in self.instance.all_instigator_state():

@@ -38,6 +38,7 @@ assets = batchrouter_assets(
     mode="blocking" if MODE == "blocking" else "deferred",
     partitions_def=dg.StaticPartitionsDefinition(PARTITIONS) if PARTITIONS else None,
     io_manager_key="tables",
+    pool=os.environ.get("TEST_POOL"),
     retry_policy=dg.RetryPolicy(max_retries=2, delay=1),
 )
 

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from on_dagster.conftest import DAYS, batch_count, ticket_job, write_tickets
 from on_dagster.deployment import Deployment, running_deployment
 
 DEFINITIONS = Path(__file__).with_name("real_definitions.py")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "dagster"
 BANKING77 = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 SUBMISSION, TABLE = "lake/labelled_submission", "lake/labelled"
 
@@ -118,7 +121,9 @@ def test_a_backfill_of_ten_partitions_completes_and_its_tables_land_by_polling(
     tickets: Scene,
 ) -> None:
     days = list(DAYS.get_partition_keys())
+    tickets.env["TEST_POOL"] = "batchrouter"
     with tickets.deployment(max_concurrent_runs=3) as dagster:
+        dagster.instance.event_log_storage.set_concurrency_slots("batchrouter", 1)
         backfill = dagster.backfill(SUBMISSION, partitions=days)
         dagster.wait_until(
             lambda: dagster.backfill_status(backfill).startswith("COMPLETED"), "the backfill", 600
@@ -127,10 +132,14 @@ def test_a_backfill_of_ten_partitions_completes_and_its_tables_land_by_polling(
         dagster.wait_until(lambda: len(dagster.materialized(TABLE)) == 10, "ten tables", 600)
         dagster.wait_until(lambda: len(dagster.materialized("report")) == 10, "ten reports", 600)
         statuses = dagster.statuses_at_rest()
+        steps = ["lake__labelled_submission", "lake__labelled"]
+        in_pool = sorted(each for step in steps for each in dagster.step_times(step))
 
     assert ended == "COMPLETED_SUCCESS"
     assert {status for _, status in statuses} == {"SUCCESS"}
     assert len(statuses) == 30
+    assert len(in_pool) == 20
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(in_pool)), "two were in the pool"
     assert tickets.keys() == sorted(f"{day}-{row}" for day in days for row in range(3))
     assert tickets.batches() == 10
 
@@ -172,3 +181,27 @@ def test_banking77_is_submitted_landed_and_reported(
     assert scene.keys() == sorted(wanted.column(0).to_pylist())
     assert scene.reported_rows() == 10_003
     assert scene.batches() == 1
+
+
+@pytest.mark.drill
+def test_the_component_of_the_example_project_lands_on_a_real_daemon(
+    tmp_path: Path, router: RunningRouter
+) -> None:
+    project, day = tmp_path / "project", "2026-11-02"
+    shutil.copytree(EXAMPLE, project, ignore=shutil.ignore_patterns("router", "runs"))
+    env = {
+        "PYTHONPATH": str(project / "src"),
+        "BATCHROUTER_BASE_URL": router.base_url,
+        "BATCHROUTER_API_KEY": router.api_key,
+    }
+    definitions = project / "src/ticket_labels/definitions.py"
+    with running_deployment(project, definitions, env) as dagster:
+        submitted = dagster.wait_for_run(dagster.launch("complaints_submission", partition=day))
+        dagster.wait_until(lambda: dagster.materialized("complaints") == {day}, "the table", 180)
+        statuses = dagster.statuses_at_rest()
+
+    assert submitted.value == "SUCCESS"
+    assert statuses == [("complaints_submission", "SUCCESS"), ("complaints", "SUCCESS")]
+    rows = ds.dataset(project / "data/complaints", format="parquet").to_table().to_pylist()
+    assert {row["ticket_id"] for row in rows} == {"T-201", "T-202", "T-203", "T-204"}
+    assert {type(row["is_complaint"]) for row in rows} == {bool}
