@@ -328,6 +328,7 @@ class BatchLane:
             self._hold(key, f"the batch {batch} was found by its count, and holds other items")
             return
         self._book.move(key, ["accepted"], "collected", gave_way=int(was_cut_short))
+        self._health.took((now_us() - submission.created_at) / _US)
 
     def _bear_intent(self, submission: Submission) -> bool:
         prefix = f"{submission.intent}-"

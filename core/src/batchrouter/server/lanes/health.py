@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import select, update
 
+from batchrouter.server.lanes.load import note_pace
 from batchrouter.server.storage.clock import now_us
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.tables import lane_health
@@ -68,6 +69,10 @@ class LaneHealth:
         with self._database.writing() as conn:
             conn.execute(update(lane_health).where(mine).values(failures=0))
         self._may_have_failed = False
+
+    def took(self, seconds_s: float) -> None:
+        """Note how long a chunk took, from its arrival to its stored results."""
+        note_pace(self._database, self._provider, seconds_s)
 
 
 def unhealthy_lanes(database: Database) -> Mapping[str, str]:

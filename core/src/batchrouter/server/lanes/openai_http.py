@@ -120,7 +120,9 @@ class OpenAIHttpLane:
         for item in items:
             yield answers.get(item.sequence_no, unanswered)
         with self._lock:
-            self._dispatches.pop(handle, None)
+            dispatch = self._dispatches.pop(handle, None)
+        if dispatch is not None:
+            self._health.took(time.monotonic() - dispatch.began_s)
 
     def cancel(self, handle: str) -> None:
         """Ask no further items; those in flight are answered and billed."""
@@ -244,6 +246,7 @@ class _Dispatch:
         self.journal = journal
         answers, open_marks = journal.answers()
         self.possibly_repeated = len(open_marks)
+        self.began_s = time.monotonic()
         self._waiting = deque(item for item in journal.items() if item.sequence_no not in answers)
         self._open = len(self._waiting)
         self._taken = 0

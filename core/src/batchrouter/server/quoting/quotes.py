@@ -8,6 +8,7 @@ from batchrouter import killpoints
 from batchrouter.money import UNITS_PER_USD, usd_from_units
 from batchrouter.server.config import RouterConfig
 from batchrouter.server.lanes.health import unhealthy_lanes
+from batchrouter.server.lanes.load import LaneLoad, lane_loads
 from batchrouter.server.quoting.explain import explain
 from batchrouter.server.quoting.plan import Fallback, Plan, PlannedLane
 from batchrouter.server.quoting.pricing import (
@@ -46,7 +47,7 @@ def make_quote(
         terms = model_terms(config, question)
     else:
         terms = workflow_terms(config, question)
-    routing = _route(config, terms, unhealthy_lanes(database))
+    routing = _route(config, terms, unhealthy_lanes(database), lane_loads(database))
     if routing.price.total_units > config.limits.quote_usd * UNITS_PER_USD:
         raise refusal(
             "invalid_request",
@@ -82,9 +83,14 @@ def make_quote(
     return answer
 
 
-def _route(config: RouterConfig, terms: Terms, unhealthy: Mapping[str, str]) -> Routing:
+def _route(
+    config: RouterConfig,
+    terms: Terms,
+    unhealthy: Mapping[str, str],
+    loads: Mapping[str, LaneLoad],
+) -> Routing:
     try:
-        return route(config.lanes, terms.demand, unhealthy)
+        return route(config.lanes, terms.demand, unhealthy, loads)
     except NoLaneError as none:
         if none.allocated is not None:
             raise refusal(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from batchrouter.server.config import SLA_TIER_S, LaneConfig
+from batchrouter.server.lanes.load import IDLE, LaneLoad
 from batchrouter.server.model_prices import ModelPrice
 from batchrouter.server.quoting.pricing import Price, subtotal
 
@@ -38,6 +39,7 @@ class Offer:
 
     lane: LaneConfig
     model: ModelPrice
+    load: LaneLoad = IDLE
 
     def item_units(self, demand: Demand) -> int:
         """What an item costs there, without the fee, in 10^-12 dollar."""
@@ -55,8 +57,9 @@ class Offer:
         return Price.of(self.item_units(demand) * item_count, demand.fee_bps)
 
     def completion_s(self, item_count: int) -> int:
-        """Estimate how long so many items take there, in seconds."""
-        return self.lane.estimated_completion_s + int(item_count / self.lane.items_per_second)
+        """Estimate how long so many items take there, in seconds, behind those that wait."""
+        first_s = max(self.lane.estimated_completion_s, self.load.chunk_s)
+        return int(first_s + (self.load.waiting_items + item_count) / self.lane.items_per_second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,10 @@ class NoLaneError(Exception):
 
 
 def route(
-    lanes: Sequence[LaneConfig], demand: Demand, unhealthy: Mapping[str, str] | None = None
+    lanes: Sequence[LaneConfig],
+    demand: Demand,
+    unhealthy: Mapping[str, str] | None = None,
+    loads: Mapping[str, LaneLoad] | None = None,
 ) -> Routing:
     """Choose the cheapest eligible lane, or the cheapest split when no lane has the capacity.
 
@@ -126,11 +132,12 @@ def route(
         lanes: In any order.
         demand: What is asked.
         unhealthy: Lanes that are taken out for now, with the reason.
+        loads: How busy lanes are; one that is not named is idle.
 
     Raises:
         NoLaneError: No lane may, or those that may have not the capacity, or cost too much.
     """
-    offers, rejections = _eligible(lanes, demand, unhealthy or {})
+    offers, rejections = _eligible(lanes, demand, unhealthy or {}, loads or {})
     offers.sort(key=lambda offer: (offer.item_units(demand), offer.lane.provider, offer.model.name))
     if not offers:
         raise NoLaneError("no lane meets the request", rejections)
@@ -154,7 +161,10 @@ def route(
 
 
 def _eligible(
-    lanes: Sequence[LaneConfig], demand: Demand, unhealthy: Mapping[str, str]
+    lanes: Sequence[LaneConfig],
+    demand: Demand,
+    unhealthy: Mapping[str, str],
+    loads: Mapping[str, LaneLoad],
 ) -> tuple[list[Offer], list[Rejection]]:
     offers: list[Offer] = []
     rejections: list[Rejection] = []
@@ -173,7 +183,7 @@ def _eligible(
                 )
             )
         for model in served:
-            offer = Offer(lane, model)
+            offer = Offer(lane, model, loads.get(lane.provider, IDLE))
             verdict = _verdict(lane, offer, demand, unhealthy.get(lane.provider))
             if verdict:
                 rejections.append(_reject(offer, *verdict))
@@ -199,7 +209,8 @@ def _verdict(
         return "sla_unattainable", f"offers {tiers}, not {demand.sla_tier}"
     needed_s = offer.completion_s(min(demand.item_count, lane.capacity_items))
     if needed_s > SLA_TIER_S[demand.sla_tier]:
-        return "sla_unattainable", f"would need about {needed_s:,} s"
+        behind = f"; {offer.load.waiting_items:,} items wait there" * (offer.load != IDLE)
+        return "sla_unattainable", f"would need about {needed_s:,} s{behind}"
     return None
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "key_purchases",
     "lane_health",
     "lane_items",
+    "lane_pace",
     "lane_submissions",
     "metadata",
     "quotes",
@@ -279,6 +280,16 @@ lane_health = Table(
     _counter("failures"),
     Column("failed_at", BigInteger),
     Column("reason", Text),
+)
+
+# How long lanes' providers have lately taken; shared by all processes.
+lane_pace = Table(
+    "lane_pace",
+    metadata,
+    Column("provider", String(128), primary_key=True),
+    # From a chunk's arrival at the lane to its stored results, a moving mean.
+    Column("chunk_ms", BigInteger, nullable=False),
+    Column("noted_at", BigInteger, nullable=False),
 )
 
 # What lanes have handed to real providers: written before each step that could cost money.
