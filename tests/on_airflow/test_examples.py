@@ -13,9 +13,10 @@ from batchrouter.testing import running_router
 from on_airflow.airflow_processes import Airflow, connection
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "airflow"
+PARSED = [*sorted(EXAMPLES.glob("*.py")), EXAMPLES.parent / "spark" / "airflow_dag.py"]
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PARSED, ids=lambda path: path.stem)
 def test_an_example_is_parsed_without_network(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", str(path)],

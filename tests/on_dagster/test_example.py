@@ -1,6 +1,7 @@
 """The example project runs offline as its README says."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,16 @@ def test_a_day_is_labelled_and_reported_and_bought_once(tmp_path: Path) -> None:
     assert "tickets_labelled $0.0000" in done.stdout
     rows = ds.dataset(project / "data/tickets_labelled", format="parquet").to_table().to_pylist()
     assert {row["ticket_id"] for row in rows} == {"T-201", "T-202", "T-203", "T-204"}
+
+
+def test_the_assets_of_the_spark_example_load() -> None:
+    loaded = runpy.run_path(str(EXAMPLE.parent / "spark" / "dagster_definitions.py"))
+
+    graph = loaded["defs"].resolve_asset_graph()
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {
+        "labelled_tickets",
+        "labelled_tickets_submission",
+    }
 
 
 def test_it_leaves_nothing_that_git_would_see() -> None:

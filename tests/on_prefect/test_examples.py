@@ -108,3 +108,10 @@ def test_every_night_buys_only_what_is_new(folder: Path, account: str) -> None:
     with duckdb.connect("labelled.duckdb", read_only=True) as table:
         found = table.execute("SELECT ticket_id FROM tickets ORDER BY 1").fetchall()
     assert [row[0] for row in found] == ["T-1", "T-2", "T-3", "T-4", "T-5", "T-6"]
+
+
+def test_the_flow_of_the_spark_example_loads() -> None:
+    module = load(EXAMPLES.parent / "spark" / "prefect_flow.py")
+
+    assert module.label_tickets_on_spark.name == "label-tickets-on-spark"
+    assert Path(module.JOB).is_file()
