@@ -136,7 +136,7 @@ def play(endpoint: str, fault: str, proxy: FaultProxy, router: RunningRouter, ro
     store = Store("local", str(root))
     scene = Scene(root, router, store, model=model, changes=dict(changes), base_url=proxy.base_url)
     teller = Teller(json.loads(scene.text()))
-    teller.settings = teller.settings.replace(timeout_s=TIMEOUT_S, max_attempts=6, retry_wait_s=0.2)
+    teller.settings = teller.settings.replace(timeout_s=TIMEOUT_S, max_attempts=8, retry_wait_s=0.2)
     at = ENDPOINTS[endpoint]
     seen_before = proxy.count(*at)
     FAULTS[fault](proxy, *at)
