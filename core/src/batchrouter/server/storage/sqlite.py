@@ -6,17 +6,33 @@ read is still true when it writes.
 
 import contextlib
 import os
+import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 
-__all__ = ["open_file"]
+__all__ = ["LEAN", "open_file"]
 
 _BUSY_TIMEOUT_MS = 30_000
-# Of each connection, and there are dozens: with SQLite's 2 MB the router grew for hours, until
-# all had filled theirs. What is not in it is in the system's page cache.
+# Of each connection, and there are dozens: with SQLite's 2 MB of pages and Python's 128 prepared
+# statements the router grew for hours, until all had filled theirs. Pages that are not in it are in
+# the system's cache.
 _CACHE_KIB = 256
+_CACHED_STATEMENTS = 32
+
+
+class _LeanConnection(sqlite3.Connection):
+    """One that keeps few pages from its first statement on, whoever opens it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+
+LEAN: Mapping[str, Any] = {"factory": _LeanConnection, "cached_statements": _CACHED_STATEMENTS}
+"""What each connection to the file is opened with: ours, and those of the durable workflows."""
 
 
 def open_file(path: Path) -> Engine:
@@ -27,7 +43,13 @@ def open_file(path: Path) -> Engine:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     # Parameters hold prompts and secrets: no error may show them.
-    engine = create_engine(f"sqlite:///{path}", pool_size=10, max_overflow=20, hide_parameters=True)
+    engine = create_engine(
+        f"sqlite:///{path}",
+        pool_size=10,
+        max_overflow=20,
+        hide_parameters=True,
+        connect_args=dict(LEAN),
+    )
 
     @event.listens_for(engine, "connect")
     def configure(dbapi: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction] - called by SQLAlchemy
@@ -38,7 +60,6 @@ def open_file(path: Path) -> Engine:
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         cursor.close()
 
     @event.listens_for(engine, "begin")

@@ -27,6 +27,7 @@ from batchrouter.server.metrics import Metrics
 from batchrouter.server.storage.database import Database
 from batchrouter.server.storage.folder import DataFolder
 from batchrouter.server.storage.objects import Objects
+from batchrouter.server.storage.sqlite import LEAN
 from batchrouter.server.work.chunk import ChunkWork
 from batchrouter.server.work.enqueuing import (
     APP_NAME,
@@ -208,6 +209,8 @@ class Engine:
         if self._database.is_shared:
             config["run_migrations"] = False  # `batchrouter migrate` does
             config["sys_db_pool_size"] = _SHARED_POOL
+        else:
+            config["db_engine_kwargs"] = {"connect_args": dict(LEAN)}
         DBOS(config=config)
         self._register("plan", self._plan)
         self._register("chunk", self._chunk)
