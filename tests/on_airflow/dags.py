@@ -82,6 +82,21 @@ with DAG("decorated", schedule=None, catchup=False, default_args=GOES_ON):
 
     label(10)
 
+with DAG("common_ai", schedule=None, catchup=False, default_args=GOES_ON):
+
+    @task.llm_batch(
+        llm_conn_id="batchrouter_default",
+        model_id="batchrouter:quick",
+        result_path=f"file://{os.environ['TEST_RESULTS']}",
+        max_tokens=8,
+        poll_interval=30,
+        deferrable=True,
+    )
+    def ask():
+        return [f"question {number}" for number in range(7)]
+
+    ask()
+
 ended = Asset(
     "label_steps_ended",
     watchers=[AssetWatcher(name="batches", trigger=BatchrouterEventTrigger(job="steps"))],

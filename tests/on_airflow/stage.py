@@ -33,6 +33,7 @@ class Stage:
         self.proxy = proxy
         self.runs = root / "runs"
         self.calls = root / "calls"
+        self.results = root / "results"
         self.task_pid = root / "task.pid"
         self.webhook_secret = mint_secret()
         self.jobs = _jobs(root)
@@ -44,6 +45,7 @@ class Stage:
         return {
             "TEST_JOBS": str(self.root / "jobs.json"),
             "TEST_CALLS": str(self.calls),
+            "TEST_RESULTS": str(self.results),
             "TEST_TASK_PID": str(self.task_pid),
             **connection(
                 host=self.proxy.base_url,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from batchrouter import Client
 from on_airflow.airflow_processes import Airflow
 from on_airflow.stage import Stage, running_stage
 
@@ -112,3 +113,22 @@ def test_an_asset_alias_has_the_table_with_its_counts(stage: Stage) -> None:
         "GET", f"/api/v2/dags/whole/dagRuns/{run_id}/taskInstances/label/links"
     )
     assert links["extra_links"]["Batch"].startswith(stage.proxy.base_url)
+
+
+@pytest.mark.drill
+def test_a_task_of_common_ai_is_bought_and_answered_through_us(stage: Stage) -> None:
+    before = batch_count(stage)
+    run_id = stage.airflow.trigger("common_ai")
+
+    stage.airflow.wait_for_run("common_ai", run_id)
+
+    told = stage.airflow.xcom("common_ai", run_id, "ask")
+    rows = Path(told["result_uri"].removeprefix("file://")).read_text().splitlines()
+    assert told["counts"]["succeeded"] == 7
+    assert sorted(json.loads(row)["index"] for row in rows) == list(range(7))
+    assert batch_count(stage) == before + 1
+
+
+def batch_count(stage: Stage) -> int:
+    with Client(stage.router.settings()) as client:
+        return len(client.list_batches(limit=1000).data)
