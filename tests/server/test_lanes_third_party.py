@@ -8,6 +8,7 @@ mock-ai-api leaves a batch "in progress" for ever, so only its purchase and its 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -68,7 +69,9 @@ def running(
     kept = {name: value for name, value in os.environ.items() if "BATCHROUTER" not in name}
     with (
         log.open("wb") as out,
-        subprocess.Popen(command, stdout=out, stderr=out, env={**kept, **(env or {})}) as process,
+        subprocess.Popen(
+            command, stdout=out, stderr=out, env={**kept, **(env or {})}, start_new_session=True
+        ) as process,
     ):
         try:
             give_up_at = time.monotonic() + READY_WITHIN_S
@@ -78,7 +81,8 @@ def running(
                 time.sleep(0.3)
             yield
         finally:
-            process.kill()
+            # They may have processes of their own.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def answers(url: str) -> bool:
