@@ -1,8 +1,9 @@
-"""An executor that dies while it writes: one copy of everything is left."""
+"""Executors that die, and real queries: one copy of everything is left."""
 
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchrouter import Run
 from batchrouter.spark import build_manifest
+from batchrouter.testing import RunningRouter, running_router
 from on_spark.conftest import started
 from on_spark.tables import (
+    BANKING77,
+    banking77_job,
     built_here,
     files_in,
     job_of,
+    landed,
     lines_of,
     snapshot_of,
     tickets,
@@ -29,22 +35,12 @@ PARTITIONS = 6
 
 
 @pytest.fixture(scope="module")
-def speculating(spark_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A cluster that starts a task again when it takes much longer than the others."""
+def cluster(spark_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from pyspark import cloudpickle
 
     # The executors cannot import this file.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    session = started(
-        tmp_path_factory.mktemp("speculating"),
-        **{
-            "spark.speculation": "true",
-            "spark.speculation.interval": "100ms",
-            "spark.speculation.multiplier": "1.5",
-            "spark.speculation.quantile": "0.5",
-            "spark.speculation.minTaskRuntime": "500ms",
-        },
-    )
+    session = started(tmp_path_factory.mktemp("cluster"))
     yield session
     session.stop()
 
@@ -104,12 +100,90 @@ def check_whole(frame: Any, source: Path, tmp_path: Path) -> None:
 
 
 def test_an_executor_that_is_killed_in_mid_build_leaves_one_copy(
-    speculating: Any, source: Path, tmp_path: Path
+    cluster: Any, source: Path, tmp_path: Path
 ) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
-    frame = speculating.read.parquet(str(source)).repartition(PARTITIONS)
+    frame = cluster.read.parquet(str(source)).repartition(PARTITIONS)
 
     check_whole(disturbed(frame, notes, kill_own_executor), source, tmp_path)
 
     assert len([name for name in files_in(notes) if name.startswith("1-")]) >= 2
+
+
+def test_an_executor_that_is_killed_in_mid_landing_loses_no_row(
+    cluster: Any, source: Path, tmp_path: Path
+) -> None:
+    with running_router(tmp_path / "router") as router:
+        frame = cluster.read.parquet(str(source)).repartition(PARTITIONS)
+        here = job_of(str(source), sink=str(tmp_path / "here"))
+        with opened(here, router, tmp_path, "one") as run:
+            expected = run.execute(timeout_s=600)
+        with opened(job_of(frame, sink=str(tmp_path / "there")), router, tmp_path, "two") as run:
+            run.submit()
+            folder = Path(run.folder_url) / "landed"
+            killed: list[int] = []
+            killer = threading.Thread(target=kill_when_filling, args=(folder, killed), daemon=True)
+            killer.start()
+            receipt = run.execute(timeout_s=600)
+        killer.join(60)
+
+    dropped = ["_run_key"]
+    assert len(killed) == 1
+    assert receipt.rows == expected.rows
+    assert landed(tmp_path / "there").drop_columns(dropped) == landed(
+        tmp_path / "here"
+    ).drop_columns(dropped)
+
+
+def kill_when_filling(folder: Path, killed: list[int]) -> None:
+    """Kill one executor as soon as a task has begun to write what it landed."""
+    until_s = time.monotonic() + 600
+    while time.monotonic() < until_s:
+        if files_in(folder):
+            for process in Path("/proc").iterdir():
+                if process.name.isdigit() and is_own_executor(process):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(int(process.name))
+                    return
+        time.sleep(0.01)
+
+
+def is_own_executor(process: Path) -> bool:
+    """An executor of this test's cluster: its JVM stands below this process."""
+    try:
+        if b"CoarseGrainedExecutorBackend" not in (process / "cmdline").read_bytes():
+            return False
+        pid = int(process.name)
+        while pid > 1 and pid != os.getpid():
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return False
+    return pid == os.getpid()
+
+
+def opened(job: Any, router: RunningRouter, folder: Path, key: str) -> Run:
+    return Run.open(job, run_key=key, settings=router.settings(runs_url=str(folder / "runs")))
+
+
+@pytest.mark.shared_data
+def test_real_queries_are_built_and_landed_as_on_one_machine(cluster: Any, tmp_path: Path) -> None:
+    path = str(BANKING77 / "train.parquet")
+    frame = cluster.read.parquet(path).repartition(PARTITIONS)
+    built = build_manifest(frame, banking77_job(path), str(tmp_path / "built"))
+    with running_router(tmp_path / "router") as router:
+        here = banking77_job(path, sink=str(tmp_path / "here"))
+        with opened(here, router, tmp_path, "one") as run:
+            expected = run.execute(timeout_s=600)
+        there = banking77_job(path, sink=str(tmp_path / "there"), engine="spark")
+        with opened(there, router, tmp_path, "two") as run:
+            receipt = run.execute(timeout_s=600)
+
+    assert receipt.rows == expected.rows
+    assert receipt.row_count == built.row_count == 10_003
+    dropped = ["_run_key"]
+    assert landed(tmp_path / "there").drop_columns(dropped) == landed(
+        tmp_path / "here"
+    ).drop_columns(dropped)
+    one = built_here(banking77_job(path), tmp_path / "one")
+    assert lines_of(tmp_path / "built", built) == lines_of(tmp_path / "one", one)
