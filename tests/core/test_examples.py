@@ -94,7 +94,7 @@ def test_the_python_examples_say_what_they_did(name: str, lines: list[str], tmp_
 def test_every_example_is_tested() -> None:
     tested = {"label_tickets", "python_api.py", "embeddings.py", "webhook_only.py"}
     # Each has an environment of its own, and its tests there: tests/on_airflow and so on.
-    tested |= {"airflow", "dagster", "prefect"}
+    tested |= {"airflow", "dagster", "prefect", "spark"}
 
     found = {each.name for each in EXAMPLES.iterdir() if not each.name.startswith((".", "_"))}
 
