@@ -6,7 +6,6 @@ the stand-in by their clients with strict validation, each request of a lane by 
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, get_type_hints
 
@@ -25,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from batchrouter.server.lanes.lane import Lane, LaneItem
 from server.stand_in import KEY, Behaviour, StandIn
+from server.test_lanes_batch import run
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
 ASKED = {
@@ -70,14 +70,6 @@ ITEMS: dict[str, list[dict[str, Any]]] = {
 def items_of(endpoint: str) -> list[LaneItem]:
     bodies = [json.dumps({"model": "ours", **body}).encode() for body in ITEMS[endpoint]]
     return [LaneItem(nth, endpoint, body, 64) for nth, body in enumerate(bodies)]
-
-
-def run(lane: Lane, items: list[LaneItem]) -> None:
-    handle = lane.submit("batch_0/0/0/1", items)
-    ends_at = time.monotonic() + 20
-    while not lane.poll(handle).is_finished:
-        assert time.monotonic() < ends_at, "the submission does not end"
-        time.sleep(0.02)
 
 
 def fits(kind: Any, told: Any) -> Any:

@@ -57,14 +57,9 @@ def download_signed(caller: Caller, link: ArtifactLink, target: Target) -> Flow[
     """
 
     def sign() -> Flow[ArtifactLink]:
-        yield Work(_nothing)
         raise TransportError(f"{_host(link.url)} refuses the signed URL of {link.batch_id}")
 
     return (yield from _bring_down(caller, link, target, sign))
-
-
-def _nothing() -> None:
-    pass
 
 
 def _bring_down(
