@@ -108,7 +108,7 @@ constraints-core: $(BIN)/uv
 		--quiet --output-file $(CONSTRAINTS)
 
 constraints-spark: $(BIN)/uv
-	$(BIN)/uv pip compile pyproject.toml --extra all --extra spark --group spark --universal \
+	$(BIN)/uv pip compile pyproject.toml --extra all --extra delta --extra iceberg --extra spark --group spark --universal \
 		--python-version 3.11 --upgrade --no-emit-package batchrouter-core \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--quiet --output-file tests/constraints/spark.txt
@@ -143,7 +143,7 @@ $(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/uv
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-spark
 	VIRTUAL_ENV=.venv-spark $(BIN)/uv pip install --quiet --constraint tests/constraints/spark.txt \
 		--build-constraint tests/constraints/core.txt --compile-bytecode \
-		--group spark --editable '.[all,spark]'
+		--group spark --editable '.[all,delta,iceberg,spark]'
 	@touch $@
 
 .venv-%/.ready: pyproject.toml tests/constraints/%.txt | $(BIN)/uv

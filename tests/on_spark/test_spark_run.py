@@ -1,10 +1,11 @@
 """A whole run on Spark, from a real router: the table is that of a run on one machine."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +16,9 @@ from on_spark.tables import files_in, job_of, landed, tickets
 
 pytestmark = pytest.mark.xdist_group("spark")
 ROWS = 1_500
+Lake = tuple[str, Callable[[], tuple[pa.Table, int]]]
+"""A sink, and what another library reads from it: rows and how many files."""
+
 COUNTED = ("row_count", "input_tokens", "output_tokens", "error_codes")
 
 
@@ -60,6 +64,60 @@ def test_a_run_of_a_frame_lands_the_rows_of_a_run_on_one_machine(
     copies = files_in(folder / "artifact")
     assert len(copies) == 3
     assert not any("part-" in name for name in copies)
+
+
+def _delta(folder: Path) -> Lake:
+    from deltalake import DeltaTable
+
+    def read() -> tuple[pa.Table, int]:
+        table = DeltaTable(folder / "lake")
+        return pa.table(table.to_pyarrow_table()), len(table.file_uris())
+
+    return f"delta:{folder / 'lake'}", read
+
+
+def _iceberg(folder: Path) -> Lake:
+    from pyiceberg.catalog import load_catalog
+
+    def read() -> tuple[pa.Table, int]:
+        table = load_catalog("lake").load_table("ns.labelled")
+        return table.scan().to_arrow(), len(list(table.scan().plan_files()))
+
+    return "iceberg:lake.ns.labelled", read
+
+
+@pytest.fixture(params=[_delta, _iceberg], ids=["delta", "iceberg"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    from pyiceberg.utils.config import Config
+
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{tmp_path}/warehouse")
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it is read at import
+    made: Lake = request.param(tmp_path)
+    return made
+
+
+def test_executors_write_the_files_of_a_table_and_one_commit_names_them(
+    spark: Any, router: RunningRouter, source: Path, tmp_path: Path, lake: Lake
+) -> None:
+    sink, read = lake
+    frame = spark.read.parquet(str(source)).repartition(3, "ticket_id")
+    with run_of(job_of(str(source), sink=str(tmp_path / "here")), router, tmp_path, "one") as run:
+        here = run.execute(timeout_s=300)
+
+    with run_of(job_of(frame, sink=sink), router, tmp_path, "two") as run:
+        first = run.execute(timeout_s=300)
+        again = land(spark, run, again=True)
+
+    rows, files = read()
+    assert files == 3
+    assert first.rows == again.rows == here.rows
+    names = ["shop", "ticket_id", "at", "amount", "intent", "_status", "_request_hash"]
+    order = [("shop", "ascending"), ("ticket_id", "ascending")]
+    ours = landed(tmp_path / "here").select(names).sort_by(order)
+    theirs = rows.select(names).cast(ours.schema).sort_by(order)
+    assert theirs.to_pylist() == ours.to_pylist()
+    assert rows.num_rows == ROWS
 
 
 def test_a_job_that_says_spark_lands_twice_to_the_same_table(

@@ -15,7 +15,7 @@ import pytest
 
 from batchrouter.errors import LandingError
 from batchrouter.landing.report import LandingReport
-from batchrouter.landing.sinks import open_sink
+from batchrouter.landing.sinks import Writing, open_sink
 from batchrouter.spark.landing import landed_on_spark
 from batchrouter.spark.tasks import SAID
 
@@ -109,6 +109,40 @@ def test_what_was_sent_again_stands_in_its_place_in_whichever_part(
 
     assert counted(there) == counted(here)
     assert answered.landed() == rows
+
+
+@pytest.mark.parametrize("mode", ["replace_run", "append"])
+def test_a_table_of_files_gets_those_of_the_tasks(
+    kit: Any, answered: Any, tmp_path: Path, mode: Any
+) -> None:
+    from deltalake import DeltaTable
+
+    here = answered.land(kit.intent_job)
+    place = tmp_path / "delta"
+    sink = open_sink(f"delta:{place}", None, Writing(mode))
+
+    for again in (False, True):
+        identity = replace(answered.identity, again=again)
+        there = land_on_spark(answered, kit.intent_job, sink=sink, identity=identity)
+        assert counted(there) == counted(here)
+
+    table = DeltaTable(place)
+    read = pa.table(table.to_pyarrow_table()).drop_columns(["_job"])
+    assert sorted(map(str, read.to_pylist())) == sorted(map(str, answered.landed()))
+    assert len(table.file_uris()) == len(answered.parts)
+    assert list((answered.root / "landed").iterdir()) == []
+
+
+def test_tasks_that_lack_rows_leave_a_table_of_files_as_it_was(
+    kit: Any, answered: Any, tmp_path: Path
+) -> None:
+    sink = open_sink(f"delta:{tmp_path}/delta")
+    parts = [replace(answered.parts[0], row_count=5), *answered.parts[1:]]
+
+    with pytest.raises(LandingError, match="has 4 rows, and the run built 5"):
+        land_on_spark(answered, kit.intent_job, parts=parts, sink=sink)
+
+    assert list((tmp_path / "delta").glob("*.parquet")) == []
 
 
 def _again(kit: Any, run_folder: Any, folder: Path, rows: list[int], body: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from batchrouter.landing.report import LandingIdentity
 from batchrouter.landing.sinks import Commit, Sink, Writing, open_sink
+from batchrouter.landing.sinks.placed import TakesFiles
 
 Row = dict[str, Any]
 LAND = Path(__file__).with_name("land.py")
@@ -74,6 +76,21 @@ class Kind:
         told = rows(ids, run, **how)
         return self.open(mode).write(told, SCHEMA, identity(run, again=again, purchase=purchase))
 
+    def place(
+        self, ids: Any, run: str, mode: str = "replace_run", *, again: bool = False,
+        purchase: str = "", files: int = 2, **how: Any,
+    ) -> Commit:  # fmt: skip
+        """As `write`, by files that are put into the table first, as other processes do."""
+        sink, who = self.open(mode), identity(run, again=again, purchase=purchase)
+        assert isinstance(sink, TakesFiles)
+        intake = sink.intake(SCHEMA, who)
+        assert intake is not None
+        intake = pickle.loads(pickle.dumps(intake))
+        placed = [
+            intake.place(uuid4().hex, rows(list(ids)[at::files], run, **how)) for at in range(files)
+        ]
+        return sink.commit_files(placed, intake, SCHEMA, who)
+
     def enter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let this process reach the table, too."""
         for name, value in self.env.items():
@@ -89,10 +106,12 @@ class Kind:
     def notes(self) -> dict[int, str]:
         return {row["id"]: row["note"] for row in self.read()}
 
-    def land(self, ids: int, run: str, mode: str, **points: str) -> subprocess.Popen[str]:
+    def land(
+        self, ids: int, run: str, mode: str, *, is_placed: bool = False, **points: str
+    ) -> subprocess.Popen[str]:
         """Land in a process of its own, which may die."""
         return subprocess.Popen(
-            [sys.executable, LAND, json.dumps([self.url, mode, ids, run])],
+            [sys.executable, LAND, json.dumps([self.url, mode, ids, run, is_placed])],
             env={**os.environ, **self.env, **points}, stderr=subprocess.PIPE, text=True,
             cwd=self.root,
         )  # fmt: skip

@@ -100,3 +100,16 @@ def test_two_landings_of_one_run_are_one_copy(kind: Kind) -> None:
         list(pool.map(land, range(3)))
 
     assert kind.ids() == [*range(3), *range(10, 20)]
+
+
+@pytest.mark.parametrize("mode", ["append", "replace_run"])
+def test_files_that_are_placed_in_the_bucket_are_one_copy(kind: Kind, mode: str) -> None:
+    kind.write(range(3), "before", mode)
+
+    def land(_: int) -> None:
+        kind.place(range(10, 20), "monday", mode)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(land, range(3)))
+
+    assert kind.ids() == [*range(3), *range(10, 20)]

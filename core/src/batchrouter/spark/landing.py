@@ -1,8 +1,10 @@
-"""The landing on Spark: each task judges the rows of one part, and writes them beside the run.
+"""The landing on Spark: each task judges the rows of one part, and writes them where they go.
 
 A part's artifact answers that part alone, so its lines are joined with its snapshot where both
-are read, in one task, and nothing is shuffled. What the tasks wrote goes into the table in the
-order of the parts, as one commit of the sink; the counts are those of a landing on one machine.
+are read, in one task, and nothing is shuffled. A table that is a list of files (Delta, Iceberg)
+gets the tasks' files, which one commit names; the driver reads no row. For any other the tasks
+write beside the run, and the driver puts the rows into the table in the order of the parts, as one
+commit, too. The counts are those of a landing on one machine.
 """
 
 import time
@@ -21,6 +23,7 @@ from batchrouter.landing.report import LandingIdentity, LandingReport, PartToLan
 from batchrouter.landing.shares import Asked
 from batchrouter.landing.sinks import Sink
 from batchrouter.landing.sinks.files import write_file
+from batchrouter.landing.sinks.placed import Intake, PlacedFile, TakesFiles
 from batchrouter.landing.snapshot import Snapshot
 from batchrouter.landing.tally import Tally
 from batchrouter.manifest.arrow import pq
@@ -105,6 +108,7 @@ def landed_on_spark(
     rows = rows_to_land(job, fs, [parts, *resent], sink, identity)
     sink.check(rows.schema, identity)
     ordered = sorted(parts, key=lambda part: part.index)
+    intake = sink.intake(rows.schema, identity) if isinstance(sink, TakesFiles) else None
     task = _PartTask(
         job=_LandedJob.of(job),
         fs=fs,
@@ -114,22 +118,46 @@ def landed_on_spark(
         landed_dir=landed_dir,
         token=token,
         resent=[[asdict(part) for part in some] for some in resent],
+        intake=intake,
     )
     units = [{"part": asdict(part), "is_first": part is ordered[0]} for part in ordered]
-    names: list[str] = []
+    tally = Tally()
+    placed: list[PlacedFile] = []
     try:
         results = each(spark, units, task.land)
-        names = [result["name"] for result in results]
-        tally = Tally()
+        placed = [PlacedFile(**result["placed"]) for result in results if "placed" in result]
         for result in results:
             tally.add_told(result["tally"])
-        tally.reconcile(rows.row_count)
-        paths = [f"{landed_dir}/{name}" for name in names]
-        batches = _read_again(fs, paths, rows, on_progress)
-        commit = sink.write(batches, rows.schema, identity)
+        try:
+            _reconcile(tally, rows, placed if intake else None)
+        except LandingError:
+            if intake is not None:
+                intake.remove(placed)
+            raise
+        if intake is not None and isinstance(sink, TakesFiles):
+            commit = sink.commit_files(placed, intake, rows.schema, identity)
+        else:
+            paths = [f"{landed_dir}/{result['name']}" for result in results]
+            batches = _read_again(fs, paths, rows, on_progress)
+            commit = sink.write(batches, rows.schema, identity)
     finally:
         _remove(fs, landed_dir, token)
+    if intake is not None and on_progress:
+        on_progress(rows.row_count)
     return tally.report(commit, duration_s=time.monotonic() - started_s)
+
+
+def _reconcile(tally: Tally, rows: JudgedRows, placed: Sequence[PlacedFile] | None) -> None:
+    """See that every row is there, before the table hears of them."""
+    tally.reconcile(rows.row_count)
+    if placed is not None and sum(file.rows for file in placed) != rows.row_count:
+        raise LandingError(_lacking(rows.row_count, sum(file.rows for file in placed)))
+
+
+def _lacking(built: int, there: int) -> str:
+    return (
+        f"{built} rows were built and {there} came back from the executors; nothing was committed"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +187,7 @@ class _PartTask:
     landed_dir: str
     token: str
     resent: list[list[Json]]
+    intake: Intake | None
 
     def land(self, unit: Json) -> Json:
         """Judge a part, write its rows, and say how they are called and what they are."""
@@ -184,9 +213,14 @@ class _PartTask:
         # What was sent again is in the quarantine of one task alone.
         begin = f"{self.rejects_dir}/{name}"
         ends = PartEnds(self.fs, begin, tally, keeps_resent=unit["is_first"])
+        batches = counted(rows, ends, tally)
+        if self.intake is not None:
+            with storing(self.intake.location):
+                placed = self.intake.place(name, batches)
+            return {"placed": asdict(placed), "tally": tally.to_dict()}
         path = f"{self.landed_dir}/{name}.parquet"
         with storing(path), self.fs.open(path, "wb") as file:
-            write_file(cast("IO[bytes]", file), counted(rows, ends, tally), rows.schema)
+            write_file(cast("IO[bytes]", file), batches, rows.schema)
         return {"name": f"{name}.parquet", "tally": tally.to_dict()}
 
 
@@ -219,10 +253,7 @@ def _read_again(
                 " must be one that they share with this machine"
             ) from error
     if done != rows.row_count:
-        raise LandingError(
-            f"{rows.row_count} rows were built and {done} came back from the executors; nothing"
-            " was committed"
-        )
+        raise LandingError(_lacking(rows.row_count, done))
 
 
 def _remove(fs: fsspec.AbstractFileSystem, folder: str, token: str) -> None:

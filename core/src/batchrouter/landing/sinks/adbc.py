@@ -68,10 +68,10 @@ class ConnectedTable:
         dialect: Dialect = self
         return database.succeeded(dialect, self._table, columns)
 
-    def commit(self: Any, landing: Landing) -> None:
+    def commit(self: Any, landing: Landing, rows: StagedRows) -> None:
         """See `Format.commit`."""
         dialect: Dialect = self
-        database.commit(dialect, self._table, landing)
+        database.commit(dialect, self._table, landing, rows)
 
 
 class AdbcSession:

@@ -97,13 +97,13 @@ class Dialect(Protocol):
         ...
 
 
-def commit(dialect: Dialect, table: TableName, landing: Landing) -> None:
+def commit(dialect: Dialect, table: TableName, landing: Landing, rows: StagedRows) -> None:
     """Load the rows, and put them over in one transaction.
 
     What a database raises goes through, and the transaction is rolled back.
     """
     with dialect.session() as session:
-        session.stage(landing.rows)
+        session.stage(rows)
         with _transaction(dialect, session, table):
             landings = _landings(dialect, session, table)
             marker = sql_text(f"{landing.marker} {table.table}")
@@ -119,7 +119,7 @@ def commit(dialect: Dialect, table: TableName, landing: Landing) -> None:
                 values = (who.job_name, who.run_key, who.models, table.table)
                 told = ", ".join(sql_text(each) for each in values)
                 session.run(
-                    f"insert into {landings} values ({marker}, {told}, {landing.rows.rows})"  # noqa: S608 - quoted above
+                    f"insert into {landings} values ({marker}, {told}, {rows.rows})"  # noqa: S608 - quoted above
                 )
             for sql in dialect.comments(landing, table):
                 session.run(sql)
@@ -154,7 +154,7 @@ def _make_table(dialect: Dialect, session: Session, table: TableName, landing: L
     there = dialect.columns(session, table)
     if there is None:
         columns = ", ".join(
-            f"{sql_name(each.name)} {dialect.type_name(each.type)}" for each in landing.rows.schema
+            f"{sql_name(each.name)} {dialect.type_name(each.type)}" for each in landing.schema
         )
         session.run(f"create table {table.quoted} ({columns})")
         return
@@ -177,7 +177,7 @@ def _moves(table: TableName, landing: Landing) -> Iterator[str]:
             f"delete from {table.quoted} where exists"  # noqa: S608 - quoted
             f" (select 1 from {STAGED} as new where {same})"
         )
-    names = ", ".join(sql_name(name) for name in landing.rows.schema.names)
+    names = ", ".join(sql_name(name) for name in landing.schema.names)
     yield f"insert into {table.quoted} ({names}) select {names} from {STAGED}"  # noqa: S608 - quoted
 
 

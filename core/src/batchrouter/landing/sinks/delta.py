@@ -12,11 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 
 from batchrouter.errors import MissingExtraError, SinkError
 from batchrouter.killpoints import reached
+from batchrouter.landing.sinks import delta_files
 from batchrouter.landing.sinks.columns import lake_type
+from batchrouter.landing.sinks.placed import Adoption, Folder, PlacedFile
+from batchrouter.landing.sinks.staged import StagedRows
 from batchrouter.landing.sinks.table import Landing, commit_when_first, own_rows, same_keys
 from batchrouter.manifest.arrow import DataType
 from batchrouter.manifest.stores import delta_options
@@ -46,6 +50,7 @@ class DeltaFormat:
         self.errors = (OSError, ValueError, pa.ArrowException, errors.DeltaError)
         self._is_local = "://" not in place
         self._path = os.path.abspath(place) if self._is_local else place  # noqa: PTH100 - kept as text
+        self._given = dict(storage_options or {})
         self._options = delta_options(place, storage_options) or None
         self._lost = (errors.CommitFailedError,)
 
@@ -103,36 +108,69 @@ class DeltaFormat:
             for batch in table.scan(columns=list(columns), predicate="_status = 'succeeded'"):
                 yield pa.record_batch(batch)
 
-    def commit(self, landing: Landing) -> None:
+    def commit(self, landing: Landing, rows: StagedRows) -> None:
         """Commit, and again on a newer version where another writer was first."""
-        commit_when_first(lambda: self._commit(landing), self._lost, wait_s=_WAIT_S)
+        commit_when_first(lambda: self._commit(landing, rows), self._lost, wait_s=_WAIT_S)
 
-    def _commit(self, landing: Landing) -> None:
+    def _commit(self, landing: Landing, rows: StagedRows) -> None:
+        table = self._ready(landing)
+        if table is not None:
+            reached("landing.mid_commit")
+            self._write(table, landing, rows.reader(_columns(table)))
+
+    def _ready(self, landing: Landing) -> Any:
+        """Open the newest version, with the columns that it needs; None when all is done."""
         table = self._open() or self._created(landing)
-        app = f"batchrouter-{landing.marker}"
-        if landing.is_done(is_marked=table.transaction_version(app) is not None):
-            return
-        schema = _columns(table)
-        new = [each for each in landing.new_columns if each.name not in schema.names]
+        marked = table.transaction_version(_app(landing)) is not None
+        if landing.is_done(is_marked=marked):
+            return None
+        names = _columns(table).names
+        new = [each for each in landing.new_columns if each.name not in names]
         if new:
             table.alter.add_columns(self._library.Schema.from_arrow(pa.schema(new)).fields)
             table = self._open()
-            schema = _columns(table)
-        reached("landing.mid_commit")
-        self._write(
-            table,
-            landing,
-            landing.rows.reader(schema),
-            self._library.CommitProperties(
-                custom_metadata=landing.told,
-                app_transactions=[self._library.Transaction(app, _VERSION)],
-            ),
+        return table
+
+    def _properties(self, landing: Landing, **how: Any) -> Any:
+        mark = self._library.Transaction(_app(landing), _VERSION)
+        return self._library.CommitProperties(
+            custom_metadata=landing.told, app_transactions=[mark], **how
         )
 
-    def _write(
-        self, table: Any, landing: Landing, reader: pa.RecordBatchReader, properties: Any
-    ) -> None:
-        mode = landing.writing.mode
+    def folder(self, landing: Landing) -> Folder | None:
+        """See `FileFormat.folder`."""
+        table = self._open() or self._created(landing)
+        if not delta_files.are_taken(table):
+            return None
+        try:
+            fs, root = fsspec.core.url_to_fs(self._path, **self._given)
+        except (ImportError, TypeError, ValueError):
+            return None  # Delta's library opens stores that fsspec does not, and by other words
+        return delta_files.StoreFolder(fs, str(root).rstrip("/"))
+
+    def adopt(self, landing: Landing, files: Sequence[PlacedFile]) -> Adoption:
+        """See `FileFormat.adopt`."""
+        return commit_when_first(lambda: self._adopt(landing, files), self._lost, wait_s=_WAIT_S)
+
+    def _adopt(self, landing: Landing, files: Sequence[PlacedFile]) -> Adoption:
+        table = self._ready(landing)
+        if table is None:
+            return "known"
+        removed = delta_files.replaced(table, landing) if delta_files.are_taken(table) else None
+        if removed is None:
+            return "refused"
+        reached("landing.mid_commit")
+        table.create_write_transaction(
+            [*removed, *map(delta_files.added, files)],
+            mode="append",
+            schema=table.schema(),
+            # What is replaced was read in this version: the commit is that of the next, or none.
+            commit_properties=self._properties(landing, max_commit_retries=0),
+        )
+        return "adopted"
+
+    def _write(self, table: Any, landing: Landing, reader: pa.RecordBatchReader) -> None:
+        mode, properties = landing.writing.mode, self._properties(landing)
         groups = self._library.WriterProperties(max_row_group_size=_ROW_GROUP_ROWS)
         if mode == "merge":
             keys = same_keys(landing.writing.key_columns, "old", "new")
@@ -162,7 +200,7 @@ class DeltaFormat:
             self._path,
             pa.schema([
                 each.with_metadata({"comment": landing.column_comments[each.name]})
-                for each in landing.rows.schema
+                for each in landing.schema
             ]),
             mode="ignore",
             name=landing.identity.job_name,
@@ -170,6 +208,10 @@ class DeltaFormat:
             storage_options=self._options,
         )
         return self._open()
+
+
+def _app(landing: Landing) -> str:
+    return f"batchrouter-{landing.marker}"
 
 
 def _columns(table: Any) -> pa.Schema:

@@ -99,12 +99,12 @@ class DuckDBFormat:
         for name, about in landing.column_comments.items():
             yield f"comment on column {table.quoted}.{sql_name(name)} is {sql_text(about)}"
 
-    def commit(self, landing: Landing) -> None:
+    def commit(self, landing: Landing, rows: StagedRows) -> None:
         """Commit; again where another thread of this process was first."""
         give_up_at = time.monotonic() + _WAIT_FOR_FILE_S
         while True:
             try:
-                database.commit(self, self._table, landing)
+                database.commit(self, self._table, landing, rows)
             except self._library.Error as error:
                 if not self._passes(error) or time.monotonic() > give_up_at:
                     raise

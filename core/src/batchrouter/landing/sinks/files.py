@@ -17,8 +17,19 @@ _ZSTD_LEVEL = 1
 """Writing at level 1 costs a tenth of decoding; higher levels are for tables read for years."""
 
 
-def write_file(path: Path | IO[bytes], batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> int:
+def write_file(
+    path: Path | IO[bytes],
+    batches: Iterator[pa.RecordBatch],
+    schema: pa.Schema,
+    footers: list[pq.FileMetaData] | None = None,
+) -> int:
     """Write a file, or to an open one; what `batches` raises goes through, and leaves half a file.
+
+    Args:
+        path: The file.
+        batches: Its rows.
+        schema: Its columns.
+        footers: Gets the file's footer, with counts and bounds.
 
     Returns:
         The number of rows.
@@ -30,7 +41,11 @@ def write_file(path: Path | IO[bytes], batches: Iterator[pa.RecordBatch], schema
     group: list[pa.RecordBatch] = []
     group_rows = group_bytes = 0
     with pq.ParquetWriter(
-        cast("Any", path), schema, compression="zstd", compression_level=_ZSTD_LEVEL
+        cast("Any", path),
+        schema,
+        compression="zstd",
+        compression_level=_ZSTD_LEVEL,
+        metadata_collector=footers,
     ) as writer:
         for batch in batches:
             group.append(batch)

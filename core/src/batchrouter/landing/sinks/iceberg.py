@@ -8,9 +8,11 @@ files that hold a key of the run, one by one: memory is that of the largest data
 import contextlib
 import tempfile
 import uuid
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -18,7 +20,8 @@ from batchrouter.errors import ConfigError, MissingExtraError
 from batchrouter.killpoints import reached
 from batchrouter.landing.sinks.columns import lake_type
 from batchrouter.landing.sinks.files import write_file
-from batchrouter.landing.sinks.staged import completed
+from batchrouter.landing.sinks.placed import Adoption, Folder, PlacedFile
+from batchrouter.landing.sinks.staged import StagedRows, completed
 from batchrouter.landing.sinks.table import (
     JOB,
     RUN_KEY,
@@ -66,6 +69,10 @@ class IcebergFormat:
             ),
         )
         self._name = name
+        self._lost = (
+            self._exceptions.CommitFailedException,
+            self._exceptions.TableAlreadyExistsError,
+        )
         self._secrets = [str(each) for each in (storage_options or {}).values()]
         try:
             self._catalog: Any = load(catalog, **iceberg_properties("s3://", storage_options))
@@ -112,20 +119,35 @@ class IcebergFormat:
             scan = table.scan("_status = 'succeeded'", selected_fields=tuple(columns))
             yield from scan.to_arrow_batch_reader()
 
-    def commit(self, landing: Landing) -> None:
+    def commit(self, landing: Landing, rows: StagedRows) -> None:
         """Commit, and again on the newer table where another writer was first."""
-        lost = (
-            self._exceptions.CommitFailedException,
-            self._exceptions.TableAlreadyExistsError,
-        )
-        commit_when_first(lambda: self._commit(landing), lost, wait_s=_WAIT_S)
 
-    def _commit(self, landing: Landing) -> None:
+        def put(table: Any, change: Any) -> list[str]:
+            if landing.writing.mode == "merge":
+                _rewrite(table, change, landing, rows)
+            return [_put(table, rows.path)] if rows.rows else []
+
+        commit_when_first(lambda: self._commit(landing, put), self._lost, wait_s=_WAIT_S)
+
+    def folder(self, landing: Landing) -> Folder | None:
+        """See `FileFormat.folder`."""
+        table = self._open() or self._created(landing)
+        # A file of many rows is seldom of one partition.
+        return _Folder(table.io, table.location()) if table.spec().is_unpartitioned() else None
+
+    def adopt(self, landing: Landing, files: Sequence[PlacedFile]) -> Adoption:
+        """See `FileFormat.adopt`."""
+        paths = [each.path for each in files]
+        return commit_when_first(
+            lambda: self._commit(landing, lambda *_: paths), self._lost, wait_s=_WAIT_S
+        )
+
+    def _commit(self, landing: Landing, put: Callable[[Any, Any], list[str]]) -> Adoption:
         table = self._open() or self._created(landing)
         marks = (each.summary for each in table.snapshots())
         is_marked = any(mark and mark.get(_PURCHASE) == landing.marker for mark in marks)
         if landing.is_done(is_marked=is_marked):
-            return
+            return "known"
         # The library would put its change on the newer table by itself, and ask no one whether
         # that has the purchase already. This is read by this object alone, and not written.
         table.metadata.properties[_RETRIES] = "0"
@@ -133,14 +155,13 @@ class IcebergFormat:
         if landing.new_columns:
             with change.update_schema() as schema:
                 schema.union_by_name(pa.schema(list(landing.new_columns)))
-        told = landing.told
         self._delete(table, change, landing)
-        if landing.rows.rows:
-            path = _put(table, landing.rows.path)
-            change.add_files([path], snapshot_properties=told, check_duplicate_files=False)
+        if paths := put(table, change):
+            change.add_files(paths, snapshot_properties=landing.told, check_duplicate_files=False)
         change.set_properties({"comment": landing.comment})
         reached("landing.mid_commit")
         change.commit_transaction()
+        return "adopted"
 
     def _delete(self, table: Any, change: Any, landing: Landing) -> None:
         from pyiceberg import expressions  # noqa: PLC0415 - an extra
@@ -152,18 +173,15 @@ class IcebergFormat:
                 gone = equal(JOB, who.job_name) & equal(RUN_KEY, who.run_key)
             case "overwrite":
                 gone = expressions.AlwaysTrue()
-            case "merge":
-                return _rewrite(table, change, landing)
-            case "append":
-                return None
+            case "merge" | "append":
+                return
         # Asked to delete what is not there, the library warns.
         if next(iter(table.scan(gone).plan_files()), None) is not None:
             change.delete(gone, snapshot_properties=landing.told)
-        return None
 
     def _created(self, landing: Landing) -> Any:
         about = landing.column_comments
-        fields = [each.with_metadata({"doc": about[each.name]}) for each in landing.rows.schema]
+        fields = [each.with_metadata({"doc": about[each.name]}) for each in landing.schema]
         self._catalog.create_namespace_if_not_exists(self._name.rpartition(".")[0])
         return self._catalog.create_table(
             self._name,
@@ -172,16 +190,16 @@ class IcebergFormat:
         )
 
 
-def _rewrite(table: Any, change: Any, landing: Landing) -> None:
+def _rewrite(table: Any, change: Any, landing: Landing, fresh: StagedRows) -> None:
     """Write those data files anew that hold rows which the run replaces, without these rows."""
     from pyiceberg.io.pyarrow import parquet_files_to_data_files  # noqa: PLC0415 - an extra
 
-    if not landing.rows.rows:
+    if not fresh.rows:
         return
     replaced: list[tuple[Any, str | None]] = []
     with (
         tempfile.TemporaryDirectory(prefix="batchrouter-merge-") as folder,
-        _kept_rows(table, landing) as kept,
+        _kept_rows(table, landing, fresh) as kept,
     ):
         for task in table.scan().plan_files():
             path = Path(folder, "rows.parquet")
@@ -206,7 +224,7 @@ def _rewrite(table: Any, change: Any, landing: Landing) -> None:
 
 
 @contextlib.contextmanager
-def _kept_rows(table: Any, landing: Landing) -> Generator[Any, None, None]:
+def _kept_rows(table: Any, landing: Landing, fresh: StagedRows) -> Generator[Any, None, None]:
     """Give a function that yields the rows of a data file whose key the run does not have."""
     import duckdb  # noqa: PLC0415 - an extra
     from pyiceberg.expressions import AlwaysTrue  # noqa: PLC0415
@@ -216,7 +234,7 @@ def _kept_rows(table: Any, landing: Landing) -> Generator[Any, None, None]:
     names = ", ".join(sql_name(name) for name in keys)
     schema = _columns(table)
     with duckdb.connect(":memory:", config={"memory_limit": "256MB", "threads": 2}) as connection:
-        staged = str(landing.rows.path)
+        staged = str(fresh.path)
         connection.execute(
             f"create table fresh as select distinct {names} from read_parquet(?)",  # noqa: S608 - quoted
             [staged],
@@ -238,11 +256,32 @@ def _kept_rows(table: Any, landing: Landing) -> Generator[Any, None, None]:
 
 def _put(table: Any, path: Path) -> str:
     """Copy a file into the table's folder, where no reader sees it before the commit."""
-    place = f"{table.location().rstrip('/')}/data/batchrouter-{uuid.uuid4().hex}.parquet"
-    with path.open("rb") as file, table.io.new_output(place).create() as put:
+    folder = _Folder(table.io, table.location())
+    place = folder.path(uuid.uuid4().hex)
+    with path.open("rb") as file, folder.create(place) as put:
         while piece := file.read(_COPY_BYTES):
             put.write(piece)
     return place
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """Where a table keeps its data files; see `Folder`."""
+
+    io: Any
+    location: str
+
+    def path(self, name: str) -> str:
+        return f"{self.location.rstrip('/')}/data/batchrouter-{name}.parquet"
+
+    def create(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        return self.io.new_output(path).create()
+
+    def open(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        return self.io.new_input(path).open()
+
+    def remove(self, path: str) -> None:
+        self.io.delete(path)
 
 
 def _columns(table: Any) -> pa.Schema:

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
@@ -20,6 +20,7 @@ from batchrouter.killpoints import reached
 from batchrouter.landing.report import LandingIdentity
 from batchrouter.landing.sinks import Commit, Writing
 from batchrouter.landing.sinks.columns import UnstorableError, differences, stored_batch
+from batchrouter.landing.sinks.placed import Adoption, Folder, Intake, PlacedFile
 from batchrouter.landing.sinks.staged import StagedRows, staged
 from batchrouter.manifest.arrow import DataType, Field
 from batchrouter.manifest.rendering import plain
@@ -31,20 +32,22 @@ _HASH = "_request_hash"
 _MOST_TOLD = 300
 _COMMITS = 8
 
+_Told = TypeVar("_Told")
+
 
 @dataclass(frozen=True, slots=True)
 class Landing:
     """One commit to make.
 
     Attributes:
-        rows: What to write.
+        schema: The columns of its rows.
         writing: The mode and the key.
         identity: Whose rows they are.
         marker: Names the purchase; the same for a landing that is tried again.
         new_columns: Columns that the table must get first.
     """
 
-    rows: StagedRows
+    schema: pa.Schema
     writing: Writing
     identity: LandingIdentity
     marker: str
@@ -87,7 +90,7 @@ class Landing:
             name: f"written by batchrouter, {of_job}"
             if name.startswith("_")
             else f"{of_job} ({who.models})"
-            for name in self.rows.schema.names
+            for name in self.schema.names
         }
 
 
@@ -116,7 +119,7 @@ class Format(Protocol):
         """Raise `SinkError` when it is known already that the table cannot be written."""
         ...
 
-    def commit(self, landing: Landing) -> None:
+    def commit(self, landing: Landing, rows: StagedRows) -> None:
         """Make the commit, unless `Landing.is_done`."""
         ...
 
@@ -129,8 +132,24 @@ class Format(Protocol):
         ...
 
 
+@runtime_checkable
+class FileFormat(Format, Protocol):
+    """A table that is a list of files, and takes files that others have written."""
+
+    def folder(self, landing: Landing) -> Folder | None:
+        """Say where it keeps them, and make a new table, empty; None where it takes none.
+
+        A table may ask more of a file than that it has the right columns: partitions, for one.
+        """
+        ...
+
+    def adopt(self, landing: Landing, files: Sequence[PlacedFile]) -> Adoption:
+        """Make the commit of files, unless `Landing.is_done`."""
+        ...
+
+
 class TableSink:
-    """A table of some format; see `Sink`."""
+    """A table of some format; see `Sink` and `TakesFiles`."""
 
     def __init__(self, table: Format, writing: Writing) -> None:
         self._table = table
@@ -221,12 +240,58 @@ class TableSink:
             stored_batch(batch, own, {JOB: identity.job_name}, self.location) for batch in batches
         )
         with staged(told, own) as rows, self._refusing("cannot be written"):
-            new_columns = self._new_columns(own)
+            landing = self._landing(own, identity)
             reached("landing.before_commit")
-            landing = Landing(rows, self._writing, identity, _marker(identity), new_columns)
-            self._table.commit(landing)
+            self._table.commit(landing, rows)
             reached("landing.after_commit")
             return Commit(self.location, rows.rows, rows.bytes)
+
+    def intake(self, schema: pa.Schema, identity: LandingIdentity) -> Intake | None:
+        """Say where other processes may put files of the rows; see `TakesFiles.intake`.
+
+        Raises:
+            SinkError: The table has other columns, or cannot be read or made.
+        """
+        # A merge looks at every row's key, wherever the rows are.
+        if not isinstance(self._table, FileFormat) or self._writing.mode == "merge":
+            return None
+        own = self._stored(schema)
+        with self._refusing("cannot be written"):
+            folder = self._table.folder(self._landing(own, identity))
+        if folder is None:
+            return None
+        return Intake(folder, own, {JOB: identity.job_name}, self.location)
+
+    def commit_files(
+        self,
+        files: Sequence[PlacedFile],
+        intake: Intake,
+        schema: pa.Schema,
+        identity: LandingIdentity,
+    ) -> Commit:
+        """Commit files that were placed; see `TakesFiles.commit_files`.
+
+        Raises:
+            SinkError: The table refuses; it is as it was.
+        """
+        assert isinstance(self._table, FileFormat)
+        empty = [each for each in files if not each.rows]
+        filled = [each for each in files if each.rows]
+        with self._refusing("cannot be written"):
+            landing = self._landing(intake.schema, identity)
+            reached("landing.before_commit")
+            adoption = self._table.adopt(landing, filled)
+        if adoption == "refused":
+            commit = self.write(intake.read(filled), schema, identity)
+        else:
+            reached("landing.after_commit")
+            rows, size_bytes = sum(each.rows for each in files), sum(each.bytes for each in files)
+            commit = Commit(self.location, rows, size_bytes)
+        intake.remove(empty if adoption == "adopted" else files)
+        return commit
+
+    def _landing(self, own: pa.Schema, identity: LandingIdentity) -> Landing:
+        return Landing(own, self._writing, identity, _marker(identity), self._new_columns(own))
 
     @contextlib.contextmanager
     def _refusing(self, what: str) -> Generator[None, None, None]:
@@ -242,24 +307,23 @@ class TableSink:
 
 
 def commit_when_first(
-    commit: Callable[[], None], lost: tuple[type[Exception], ...], *, wait_s: float
-) -> None:
+    commit: Callable[[], _Told], lost: tuple[type[Exception], ...], *, wait_s: float
+) -> _Told:
     """Commit, and again on the newer table where another writer was first; eight times at most.
 
     Args:
         commit: Reads the table as it is, and commits to it or does nothing.
         lost: What it raises when another writer was first.
         wait_s: The longest pause after the first try, in seconds; each next one is longer.
+
+    Returns:
+        What `commit` returns.
     """
-    for attempt in range(1, _COMMITS + 1):
-        try:
-            commit()
-        except lost:
-            if attempt == _COMMITS:
-                raise
-            time.sleep(wait_s * attempt * random.random())  # noqa: S311 - writers shall part
-        else:
-            return
+    for attempt in range(1, _COMMITS):
+        with contextlib.suppress(*lost):
+            return commit()
+        time.sleep(wait_s * attempt * random.random())  # noqa: S311 - writers shall part
+    return commit()
 
 
 def _marker(identity: LandingIdentity) -> str:
