@@ -31,22 +31,38 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
 }
 
+_ROWS_A_SHARE = 500_000
+"""DuckDB holds a join's smaller side and spills only so much of it: 2 million ids burst 48 MB."""
+
+# Ids are joined share by share, and whatever of them is kept is numbers alone.
+_TABLES = """
+    CREATE TABLE firsts (item_id VARCHAR, at_byte BIGINT, size_bytes BIGINT);
+    CREATE TABLE rejected (at_byte BIGINT, size_bytes BIGINT, is_unknown BOOLEAN);
+    CREATE TABLE matched (position BIGINT, at_byte BIGINT, size_bytes BIGINT);
+"""
 _FIRSTS = """
-    CREATE TABLE firsts AS
-    SELECT item_id, min(at_byte) AS at_byte, arg_min(size_bytes, at_byte) AS size_bytes
-    FROM lines GROUP BY item_id
+    INSERT INTO firsts
+    SELECT item_id, min(at_byte), arg_min(size_bytes, at_byte)
+    FROM lines WHERE hash(item_id) % $shares = $share GROUP BY item_id
 """
 _REJECTED = """
+    INSERT INTO rejected
     SELECT lines.at_byte, lines.size_bytes, rows.position IS NULL
-    FROM lines JOIN firsts USING (item_id) LEFT JOIN rows USING (item_id)
-    WHERE rows.position IS NULL OR rows.position < ? OR lines.at_byte <> firsts.at_byte
-    ORDER BY lines.at_byte
+    FROM (FROM lines WHERE hash(item_id) % $shares = $share) AS lines
+    JOIN firsts USING (item_id)
+    LEFT JOIN (FROM rows WHERE hash(item_id) % $shares = $share) AS rows USING (item_id)
+    WHERE rows.position IS NULL OR rows.position < $rows_done OR lines.at_byte <> firsts.at_byte
+"""
+_MATCHED = """
+    INSERT INTO matched
+    SELECT rows.position, firsts.at_byte, firsts.size_bytes
+    FROM (FROM rows WHERE hash(item_id) % $shares = $share) AS rows
+    LEFT JOIN firsts USING (item_id)
+    WHERE rows.position >= $rows_done
 """
 _IN_ROW_ORDER = """
-    SELECT firsts.at_byte, firsts.size_bytes
-    FROM rows LEFT JOIN firsts USING (item_id)
-    WHERE rows.position >= ?
-    ORDER BY rows.position
+    SELECT at_byte, size_bytes FROM matched
+    WHERE position >= ? AND position < ? ORDER BY position
 """
 
 
@@ -83,6 +99,7 @@ def find_by_index(
             with duckdb.connect(str(spill / "index.duckdb"), config=SETTINGS) as index:
                 index.execute("SET temp_directory = ?", [str(spill / "spill")])
                 _fill(index, local_path, from_byte, item_ids, rejects)
+                _match(index, rows_done)
                 yield from _matched(index, local_path, rows_done, rejects)
         except duckdb.Error as error:
             raise LandingError(f"an artifact out of order cannot be indexed: {error}") from error
@@ -118,7 +135,23 @@ def _fill(
             "size_bytes": pa.array(sizes, pa.int64()),
         }
         insert(index, "lines", columns)
-    index.execute(_FIRSTS)
+
+
+def _match(index: Any, rows_done: int) -> None:
+    """Join lines and rows, a share of the ids at a time."""
+    index.execute(_TABLES)
+    shares = 1 + max(_count(index, "rows"), _count(index, "lines")) // _ROWS_A_SHARE
+    for share in range(shares):
+        which = {"share": share, "shares": shares}
+        index.execute("DELETE FROM firsts")
+        index.execute(_FIRSTS, which)
+        index.execute(_REJECTED, {**which, "rows_done": rows_done})
+        index.execute(_MATCHED, {**which, "rows_done": rows_done})
+
+
+def _count(index: Any, table: str) -> int:
+    # The names are our own.
+    return int(index.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 - one of two literals of ours
 
 
 def readable_lines(
@@ -161,14 +194,18 @@ def _matched(
     index: Any, local_path: Path, rows_done: int, rejects: Rejects
 ) -> Iterator[Envelope | None]:
     with _reading(local_path) as file:
-        for at_byte, size_bytes, is_unknown in rows_of(index, _REJECTED, [rows_done]):
+        for at_byte, size_bytes, is_unknown in rows_of(
+            index, "SELECT * FROM rejected ORDER BY at_byte", []
+        ):
             raw = os.pread(file, size_bytes, at_byte)
             if is_unknown:
                 rejects.add("unknown", at_byte, raw, "the item id is of no row of this part")
             else:
                 rejects.add("duplicate", at_byte, raw, "the item already has a line")
-        for at_byte, size_bytes in rows_of(index, _IN_ROW_ORDER, [rows_done]):
-            yield None if at_byte is None else read_line(os.pread(file, size_bytes, at_byte))
+        for start in range(rows_done, _count(index, "rows"), _ROWS_A_SHARE):
+            of_share = rows_of(index, _IN_ROW_ORDER, [start, start + _ROWS_A_SHARE])
+            for at_byte, size_bytes in of_share:
+                yield None if at_byte is None else read_line(os.pread(file, size_bytes, at_byte))
 
 
 @contextlib.contextmanager

@@ -137,10 +137,12 @@ class IcebergFormat:
 
     def adopt(self, landing: Landing, files: Sequence[PlacedFile]) -> Adoption:
         """See `FileFormat.adopt`."""
-        paths = [each.path for each in files]
-        return commit_when_first(
-            lambda: self._commit(landing, lambda *_: paths), self._lost, wait_s=_WAIT_S
-        )
+
+        def placed(table: Any, change: Any) -> list[str]:
+            del table, change
+            return [each.path for each in files]
+
+        return commit_when_first(lambda: self._commit(landing, placed), self._lost, wait_s=_WAIT_S)
 
     def _commit(self, landing: Landing, put: Callable[[Any, Any], list[str]]) -> Adoption:
         table = self._open() or self._created(landing)
