@@ -8,6 +8,7 @@ import fsspec
 import pytest
 
 from batchrouter.errors import LandingError, StorageError
+from batchrouter.landing import index as index_module
 from batchrouter.landing import lines as lines_module
 
 
@@ -118,8 +119,11 @@ def test_the_openai_dialect_lands_the_same_answers(kit: Any, run_folder: Any) ->
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_shuffled_artifact_gives_the_same_table(kit: Any, run_folder: Any, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "rows_a_share"), [(0, 100_000), (1, 700), (2, 5_000)])
+def test_a_shuffled_artifact_gives_the_same_table(
+    kit: Any, run_folder: Any, monkeypatch: pytest.MonkeyPatch, seed: int, rows_a_share: int
+) -> None:
+    monkeypatch.setattr(index_module, "_ROWS_A_SHARE", rows_a_share)
     lines = [kit.native(n, kit.chat_body(f"answer {n} é")) for n in range(5000)]
     run_folder.add_part(5000, lines, skipped=())
     in_order = run_folder.land(kit.text_job)
@@ -135,6 +139,29 @@ def test_a_shuffled_artifact_gives_the_same_table(kit: Any, run_folder: Any, see
     ).read_bytes() == expected
     assert shuffled.succeeded == in_order.succeeded == 5000
     assert run_folder.rejects == []
+
+
+def test_shares_of_the_ids_reject_and_miss_the_same_lines(
+    kit: Any, run_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [kit.native(n, kit.chat_body(f"answer {n}")) for n in range(300) if n % 7]
+    lines += [kit.native(n, kit.chat_body("late")) for n in range(0, 450, 3)]
+    random.Random(5).shuffle(lines)
+    run_folder.add_part(300, lines, skipped=())
+    whole = run_folder.land(kit.text_job)
+    rows, rejects = run_folder.landed(), run_folder.rejects
+    for path in (run_folder.root / "rejects").iterdir():
+        path.unlink()
+    monkeypatch.setattr(index_module, "_ROWS_A_SHARE", 20)
+
+    shared = run_folder.land(kit.text_job)
+
+    assert whole.missing > 0
+    assert whole.duplicate_lines > 0
+    assert whole.unknown_lines == 50
+    assert run_folder.landed() == rows
+    assert run_folder.rejects == rejects
+    assert {**shared.to_dict(), "duration_s": 0} == {**whole.to_dict(), "duration_s": 0}
 
 
 def test_the_item_id_decides_and_not_the_sequence_number(kit: Any, run_folder: Any) -> None:

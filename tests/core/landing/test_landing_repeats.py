@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from batchrouter.errors import LandingError
 from batchrouter.job import Job
+from batchrouter.landing import index as index_module
 from batchrouter.landing.land import LandingIdentity, LandingReport, PartToLand, land_parts
 from batchrouter.landing.sinks import open_sink
 from batchrouter.manifest.build import build_manifest
@@ -100,6 +101,14 @@ CASES = st.tuples(
     st.integers(1, 6),
     st.integers(0, 3),
 )
+
+
+@pytest.fixture(autouse=True, scope="module", params=[100_000, 2])
+def rows_a_share(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All ids at once, and a share of two rows at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_ROWS_A_SHARE", request.param)
+        yield
 
 
 # The kit has no state that one example could leave to the next.

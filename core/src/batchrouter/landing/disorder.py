@@ -1,6 +1,6 @@
 """The other path: lines in any order are found by item id through an index on disk.
 
-DuckDB joins ids to offsets, and spills; the lines themselves stay in the artifact, and are read
+The index joins ids to offsets; the lines themselves stay in the artifact, and are read
 from their offsets in row order by the same parser. So the rows are the same as on the ordered
 path, and memory does not grow with the part.
 """
@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,50 +19,34 @@ from fsspec.implementations.local import LocalFileSystem
 
 from batchrouter.errors import LandingError, MissingExtraError
 from batchrouter.landing.envelope import Envelope, UnreadableLineError, read_line
+from batchrouter.landing.index import SETTINGS, in_row_order, insert, rows_of, shares_of
 from batchrouter.landing.lines import read_lines
 from batchrouter.landing.rejects import Rejects
 
-_ROWS_A_CHUNK = 8_192
-SETTINGS: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": "48MB",
-    "threads": 1,
-    "preserve_insertion_order": False,
-    "autoinstall_known_extensions": False,
-    "autoload_known_extensions": False,
-}
+_LINES_A_CHUNK = 8_192
 
-_ROWS_A_SHARE = 500_000
-"""DuckDB holds a join's smaller side and spills only so much of it: 2 million ids burst 48 MB."""
-
-# Ids are joined share by share, and whatever of them is kept is numbers alone.
 _TABLES = """
-    CREATE TABLE firsts (item_id VARCHAR, at_byte BIGINT, size_bytes BIGINT);
+    CREATE TABLE all_rows (position BIGINT, item_id VARCHAR);
+    CREATE TABLE all_lines (item_id VARCHAR, at_byte BIGINT, size_bytes BIGINT);
     CREATE TABLE rejected (at_byte BIGINT, size_bytes BIGINT, is_unknown BOOLEAN);
     CREATE TABLE matched (position BIGINT, at_byte BIGINT, size_bytes BIGINT);
 """
 _FIRSTS = """
-    INSERT INTO firsts
-    SELECT item_id, min(at_byte), arg_min(size_bytes, at_byte)
-    FROM lines WHERE hash(item_id) % $shares = $share GROUP BY item_id
+    CREATE OR REPLACE TABLE firsts AS
+    SELECT item_id, min(at_byte) AS at_byte, arg_min(size_bytes, at_byte) AS size_bytes
+    FROM lines GROUP BY item_id
 """
 _REJECTED = """
     INSERT INTO rejected
     SELECT lines.at_byte, lines.size_bytes, rows.position IS NULL
-    FROM (FROM lines WHERE hash(item_id) % $shares = $share) AS lines
-    JOIN firsts USING (item_id)
-    LEFT JOIN (FROM rows WHERE hash(item_id) % $shares = $share) AS rows USING (item_id)
-    WHERE rows.position IS NULL OR rows.position < $rows_done OR lines.at_byte <> firsts.at_byte
+    FROM lines JOIN firsts USING (item_id) LEFT JOIN rows USING (item_id)
+    WHERE rows.position IS NULL OR rows.position < ? OR lines.at_byte <> firsts.at_byte
 """
 _MATCHED = """
     INSERT INTO matched
     SELECT rows.position, firsts.at_byte, firsts.size_bytes
-    FROM (FROM rows WHERE hash(item_id) % $shares = $share) AS rows
-    LEFT JOIN firsts USING (item_id)
-    WHERE rows.position >= $rows_done
-"""
-_IN_ROW_ORDER = """
-    SELECT at_byte, size_bytes FROM matched
-    WHERE position >= ? AND position < ? ORDER BY position
+    FROM rows LEFT JOIN firsts USING (item_id)
+    WHERE rows.position >= ?
 """
 
 
@@ -98,9 +82,10 @@ def find_by_index(
             local_path = local_copy(fs, artifact_path, spill / "artifact.jsonl")
             with duckdb.connect(str(spill / "index.duckdb"), config=SETTINGS) as index:
                 index.execute("SET temp_directory = ?", [str(spill / "spill")])
-                _fill(index, local_path, from_byte, item_ids, rejects)
+                index.execute(_TABLES)
+                rows = _fill(index, local_path, from_byte, item_ids, rejects)
                 _match(index, rows_done)
-                yield from _matched(index, local_path, rows_done, rejects)
+                yield from _matched(index, local_path, range(rows_done, rows), rejects)
         except duckdb.Error as error:
             raise LandingError(f"an artifact out of order cannot be indexed: {error}") from error
 
@@ -120,13 +105,12 @@ def _fill(
     from_byte: int,
     item_ids: Iterable["pa.Array[Any]"],
     rejects: Rejects,
-) -> None:
-    index.execute("CREATE TABLE rows (position BIGINT, item_id VARCHAR)")
-    index.execute("CREATE TABLE lines (item_id VARCHAR, at_byte BIGINT, size_bytes BIGINT)")
+) -> int:
+    """Note the ids of all rows and lines; returns how many rows there are."""
     position = 0
     for ids in item_ids:
         positions = pa.array(range(position, position + len(ids)), pa.int64())
-        insert(index, "rows", {"position": positions, "item_id": ids})
+        insert(index, "all_rows", {"position": positions, "item_id": ids})
         position += len(ids)
     for ids, offsets, sizes in readable_lines(local_path, from_byte=from_byte, rejects=rejects):
         columns = {
@@ -134,24 +118,16 @@ def _fill(
             "at_byte": pa.array(offsets, pa.int64()),
             "size_bytes": pa.array(sizes, pa.int64()),
         }
-        insert(index, "lines", columns)
+        insert(index, "all_lines", columns)
+    return position
 
 
 def _match(index: Any, rows_done: int) -> None:
-    """Join lines and rows, a share of the ids at a time."""
-    index.execute(_TABLES)
-    shares = 1 + max(_count(index, "rows"), _count(index, "lines")) // _ROWS_A_SHARE
-    for share in range(shares):
-        which = {"share": share, "shares": shares}
-        index.execute("DELETE FROM firsts")
-        index.execute(_FIRSTS, which)
-        index.execute(_REJECTED, {**which, "rows_done": rows_done})
-        index.execute(_MATCHED, {**which, "rows_done": rows_done})
-
-
-def _count(index: Any, table: str) -> int:
-    # The names are our own.
-    return int(index.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 - one of two literals of ours
+    """Join lines and rows."""
+    for _ in shares_of(index, ["rows", "lines"]):
+        index.execute(_FIRSTS)
+        index.execute(_REJECTED, [rows_done])
+        index.execute(_MATCHED, [rows_done])
 
 
 def readable_lines(
@@ -168,7 +144,7 @@ def readable_lines(
                     rejects.add("unreadable", at_byte, raw, str(error))
                 continue
             found.append((item_id, at_byte, len(raw)))
-            if len(found) == _ROWS_A_CHUNK:
+            if len(found) == _LINES_A_CHUNK:
                 yield _columns(found)
                 found.clear()
     if found:
@@ -182,30 +158,20 @@ def _columns(
     return ids, offsets, sizes
 
 
-def insert(index: Any, table: str, columns: Mapping[str, "pa.Array[Any]"]) -> None:
-    """Append columns to a table of the index."""
-    index.register("chunk", pa.table(dict(columns)))
-    # The names are our own.
-    index.execute(f"INSERT INTO {table} SELECT * FROM chunk")  # noqa: S608 - one of two literals of ours
-    index.unregister("chunk")
-
-
 def _matched(
-    index: Any, local_path: Path, rows_done: int, rejects: Rejects
+    index: Any, local_path: Path, positions: range, rejects: Rejects
 ) -> Iterator[Envelope | None]:
     with _reading(local_path) as file:
-        for at_byte, size_bytes, is_unknown in rows_of(
-            index, "SELECT * FROM rejected ORDER BY at_byte", []
-        ):
+        rejected = rows_of(index, "SELECT * FROM rejected ORDER BY at_byte")
+        for at_byte, size_bytes, is_unknown in rejected:
             raw = os.pread(file, size_bytes, at_byte)
             if is_unknown:
                 rejects.add("unknown", at_byte, raw, "the item id is of no row of this part")
             else:
                 rejects.add("duplicate", at_byte, raw, "the item already has a line")
-        for start in range(rows_done, _count(index, "rows"), _ROWS_A_SHARE):
-            of_share = rows_of(index, _IN_ROW_ORDER, [start, start + _ROWS_A_SHARE])
-            for at_byte, size_bytes in of_share:
-                yield None if at_byte is None else read_line(os.pread(file, size_bytes, at_byte))
+        matched = in_row_order(index, "at_byte, size_bytes", "matched", positions=positions)
+        for at_byte, size_bytes in matched:
+            yield None if at_byte is None else read_line(os.pread(file, size_bytes, at_byte))
 
 
 @contextlib.contextmanager
@@ -215,10 +181,3 @@ def _reading(path: Path) -> Generator[int, None, None]:
         yield file
     finally:
         os.close(file)
-
-
-def rows_of(index: Any, query: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield a query's rows, some held at a time."""
-    answer = index.execute(query, values)
-    while rows := answer.fetchmany(_ROWS_A_CHUNK):
-        yield from rows

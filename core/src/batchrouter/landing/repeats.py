@@ -18,17 +18,20 @@ import fsspec
 import pyarrow as pa
 
 from batchrouter.errors import LandingError, MissingExtraError
-from batchrouter.landing.disorder import SETTINGS, insert, local_copy, readable_lines, rows_of
+from batchrouter.landing.disorder import local_copy, readable_lines
 from batchrouter.landing.envelope import Envelope, read_line
+from batchrouter.landing.index import SETTINGS, in_row_order, insert, shares_of
 from batchrouter.landing.report import PartToLand
 from batchrouter.landing.snapshot import Snapshot
 
 _TABLES = """
-    CREATE TABLE repeating (position BIGINT, item_id VARCHAR);
-    CREATE TABLE sent (item_id VARCHAR, part INTEGER);
-    CREATE TABLE lines (item_id VARCHAR, part INTEGER, at_byte BIGINT, size_bytes BIGINT);
+    CREATE TABLE all_repeating (position BIGINT, item_id VARCHAR);
+    CREATE TABLE all_sent (item_id VARCHAR, part INTEGER);
+    CREATE TABLE all_lines (item_id VARCHAR, part INTEGER, at_byte BIGINT, size_bytes BIGINT);
+    CREATE TABLE answered (position BIGINT, part INTEGER, at_byte BIGINT, size_bytes BIGINT);
 """
-_IN_ROW_ORDER = """
+_ANSWERED = """
+    INSERT INTO answered
     WITH wanted AS (SELECT DISTINCT item_id FROM repeating),
     firsts AS (
         SELECT item_id, part, min(at_byte) AS at_byte, arg_min(size_bytes, at_byte) AS size_bytes
@@ -44,9 +47,9 @@ _IN_ROW_ORDER = """
         SELECT item_id, min(part) AS part FROM sent SEMI JOIN wanted USING (item_id)
         GROUP BY item_id
     )
-    SELECT coalesce(newest.part, owners.part), newest.at_byte, newest.size_bytes
+    SELECT
+        repeating.position, coalesce(newest.part, owners.part), newest.at_byte, newest.size_bytes
     FROM repeating LEFT JOIN owners USING (item_id) LEFT JOIN newest USING (item_id)
-    ORDER BY repeating.position
 """
 
 Repeated = tuple[PartToLand, Envelope | None]
@@ -81,24 +84,28 @@ def repeated_answers(
             with duckdb.connect(str(spill / "index.duckdb"), config=SETTINGS) as index:
                 index.execute("SET temp_directory = ?", [str(spill / "spill")])
                 index.execute(_TABLES)
-                _fill_rows(index, snapshots)
+                repeating = _fill_rows(index, snapshots)
                 copies = _fill_lines(index, fs, parts, spill)
-                yield from _matched(index, parts, copies)
+                for _ in shares_of(index, ["repeating", "sent", "lines"]):
+                    index.execute(_ANSWERED)
+                yield from _matched(index, range(repeating), parts, copies)
         except duckdb.Error as error:
             raise LandingError(
                 f"the answers of equal requests cannot be indexed: {error}"
             ) from error
 
 
-def _fill_rows(index: Any, snapshots: Sequence[Snapshot]) -> None:
+def _fill_rows(index: Any, snapshots: Sequence[Snapshot]) -> int:
+    """Note the ids of all rows; returns how many of them repeat."""
     position = 0
     for number, snapshot in enumerate(snapshots):
         for sent, repeating in snapshot.item_ids():
             positions = pa.array(range(position, position + len(repeating)), pa.int64())
-            insert(index, "repeating", {"position": positions, "item_id": repeating})
+            insert(index, "all_repeating", {"position": positions, "item_id": repeating})
             part = pa.repeat(pa.scalar(number, pa.int32()), len(sent))
-            insert(index, "sent", {"item_id": sent, "part": part})
+            insert(index, "all_sent", {"item_id": sent, "part": part})
             position += len(repeating)
+    return position
 
 
 def _fill_lines(
@@ -117,16 +124,17 @@ def _fill_lines(
                 "at_byte": pa.array(offsets, pa.int64()),
                 "size_bytes": pa.array(sizes, pa.int64()),
             }
-            insert(index, "lines", columns)
+            insert(index, "all_lines", columns)
         copies.append(path)
     return copies
 
 
 def _matched(
-    index: Any, parts: Sequence[PartToLand], copies: Sequence[Path | None]
+    index: Any, positions: range, parts: Sequence[PartToLand], copies: Sequence[Path | None]
 ) -> Iterator[Repeated]:
+    answered = in_row_order(index, "part, at_byte, size_bytes", "answered", positions=positions)
     with closing(_OneFile()) as file:
-        for number, at_byte, size_bytes in rows_of(index, _IN_ROW_ORDER, []):
+        for number, at_byte, size_bytes in answered:
             if number is None:
                 raise LandingError(
                     "a row takes the answer of an item that was never sent; build the run again"
