@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from batchrouter.job import Job
+from batchrouter.job import Chat, Job
 from batchrouter.landing.land import land_parts
 from batchrouter.landing.report import LandingIdentity, LandingReport, PartToLand
 from batchrouter.landing.sinks import open_sink
@@ -20,7 +20,7 @@ from batchrouter.spark import build_manifest
 from batchrouter.spark.landing import landed_on_spark
 from benchmarks.answers import OUTPUT, answer
 from benchmarks.tickets import make_table
-from on_spark.tables import built_here
+from on_spark.tables import built_here, job_of
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("spark"), pytest.mark.timeout(1700)]
 ROWS = int(os.environ.get("BATCHROUTER_DRILL_ROWS", "2000000"))
@@ -29,13 +29,8 @@ FILES = fsspec.filesystem("file")
 
 
 def large_job(source: Any) -> Job:
-    request = {"kind": "chat", "user": "{body}", "output": OUTPUT}
-    more = {"parameters": {"max_output_tokens": 64}}
-    job = Job.model_validate({
-        "name": "large", "source": "x", "key": "id", "keep": ["subject"],
-        "request": request | more, "route": {"models": ["m"]}, "budget": "none", "sink": "s",
-    })  # fmt: skip
-    return job.model_copy(update={"source": source})
+    request = Chat(user="{body}", output=OUTPUT, parameters={"max_output_tokens": 64})
+    return job_of(source, key="id", keep=["subject"], request=request)
 
 
 def sum_of_lines(folder: Path, built: BuiltManifest) -> tuple[int, int]:

@@ -122,42 +122,44 @@ def landed_on_spark(
     )
     units = [{"part": asdict(part), "is_first": part is ordered[0]} for part in ordered]
     tally = Tally()
-    placed: list[PlacedFile] = []
     try:
         results = each(spark, units, task.land)
         placed = [PlacedFile(**result["placed"]) for result in results if "placed" in result]
         for result in results:
             tally.add_told(result["tally"])
-        try:
-            _reconcile(tally, rows, placed if intake else None)
-        except LandingError:
-            if intake is not None:
-                intake.remove(placed)
-            raise
         if intake is not None and isinstance(sink, TakesFiles):
+            _reconcile(tally, rows, intake, placed)
             commit = sink.commit_files(placed, intake, rows.schema, identity)
+            if on_progress:
+                on_progress(rows.row_count)
         else:
+            tally.reconcile(rows.row_count)
             paths = [f"{landed_dir}/{result['name']}" for result in results]
             batches = _read_again(fs, paths, rows, on_progress)
             commit = sink.write(batches, rows.schema, identity)
     finally:
         _remove(fs, landed_dir, token)
-    if intake is not None and on_progress:
-        on_progress(rows.row_count)
     return tally.report(commit, duration_s=time.monotonic() - started_s)
 
 
-def _reconcile(tally: Tally, rows: JudgedRows, placed: Sequence[PlacedFile] | None) -> None:
-    """See that every row is there, before the table hears of them."""
-    tally.reconcile(rows.row_count)
-    if placed is not None and sum(file.rows for file in placed) != rows.row_count:
-        raise LandingError(_lacking(rows.row_count, sum(file.rows for file in placed)))
+def _reconcile(
+    tally: Tally, rows: JudgedRows, intake: Intake, placed: Sequence[PlacedFile]
+) -> None:
+    """See that every row is in the placed files, or remove them."""
+    try:
+        tally.reconcile(rows.row_count)
+        _check_count(rows.row_count, sum(file.rows for file in placed))
+    except LandingError:
+        intake.remove(placed)
+        raise
 
 
-def _lacking(built: int, there: int) -> str:
-    return (
-        f"{built} rows were built and {there} came back from the executors; nothing was committed"
-    )
+def _check_count(built: int, there: int) -> None:
+    if there != built:
+        raise LandingError(
+            f"{built} rows were built and {there} came back from the executors; nothing was"
+            " committed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +254,7 @@ def _read_again(
                 f"{path}: what the executors landed cannot be read here: {error}; the run folder"
                 " must be one that they share with this machine"
             ) from error
-    if done != rows.row_count:
-        raise LandingError(_lacking(rows.row_count, done))
+    _check_count(rows.row_count, done)
 
 
 def _remove(fs: fsspec.AbstractFileSystem, folder: str, token: str) -> None:
