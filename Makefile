@@ -31,7 +31,7 @@ SPARK_PYTEST := .venv-spark/bin/python $(PYTEST)
 PYTEST_OF = .venv-$*/bin/python $(PYTEST) --config-file $(FOLDER_$*)/pyproject.toml --rootdir .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core check check-core audit format bench drills drills-core fuzz constraints \
+.PHONY: help demo test test-core check check-core audit format bench drills drills-core fuzz kernel-wheels constraints \
 	constraints-core setup clean
 .SECONDARY: $(MEMBERS:%=.venv-%/.ready)
 
@@ -66,7 +66,7 @@ check-core: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/bandit $(BANDIT) core/src $(foreach name,$(MEMBERS),$(FOLDER_$(name))/src)
+	$(BIN)/bandit $(BANDIT) core/src kernel/src $(foreach name,$(MEMBERS),$(FOLDER_$(name))/src)
 
 audit: $(READY) ## what bandit and pip-audit say; the second asks an advisory database over the network
 	$(BIN)/bandit $(BANDIT) core/src
@@ -103,8 +103,8 @@ fuzz: $(READY) ## fuzz the manifest check and the artifact decoder; SECONDS=3600
 constraints: constraints-core constraints-spark $(MEMBERS:%=constraints-%) ## renew the tested versions in tests/constraints/ (asks the package index)
 
 constraints-core: $(BIN)/uv
-	$(BIN)/uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --group dev --universal --python-version 3.11 \
-		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	$(BIN)/uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --group dev --group compiler --universal --python-version 3.11 \
+		--upgrade --no-emit-package batchrouter-kernel --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--quiet --output-file $(CONSTRAINTS)
 
 constraints-spark: $(BIN)/uv
@@ -121,6 +121,12 @@ constraints-%: $(BIN)/uv
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--quiet --output-file tests/constraints/$*.txt
 
+kernel-wheels: $(READY) ## wheels of the C kernel for every platform, into dist/
+	for platform in $$($(BIN)/python kernel/compile.py); do \
+		BATCHROUTER_KERNEL_PLATFORM=$$platform $(BIN)/uv build --quiet --wheel --out-dir dist \
+			--build-constraint $(CONSTRAINTS) kernel || exit 1; \
+	done
+
 setup: $(READY) ## only set up .venv
 
 clean: ## remove what the targets made: .venv, caches, builds
@@ -134,9 +140,9 @@ $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
 
-$(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/uv
+$(READY): pyproject.toml $(CONSTRAINTS) kernel/compile.py kernel/pyproject.toml kernel/src/batchrouter_kernel/lines.c | $(BIN)/uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint $(CONSTRAINTS) \
-		--build-constraint $(CONSTRAINTS) --compile-bytecode --group dev --editable '.[all,delta,iceberg,otel,postgres,s3,sqlite]'
+		--build-constraint $(CONSTRAINTS) --compile-bytecode --group dev --editable '.[all,delta,iceberg,otel,postgres,s3,sqlite]' --editable kernel
 	@touch $@
 
 .venv-spark/.ready: pyproject.toml tests/constraints/spark.txt | $(BIN)/uv

@@ -34,7 +34,7 @@ OLDEST, *NEWER = ["3.11", "3.12", "3.13"]
 def _test(session: nox.Session, member: str, *how_to_resolve: str) -> None:
     folder = MEMBERS[member]
     if member == "core":
-        packages = ["--editable", f".{EXTRAS}", "--group", "test"]
+        packages = ["--editable", f".{EXTRAS}", "--editable", "kernel", "--group", "test"]
         tests = ["core/src", "tests/core", "tests/server"]
     else:
         packages = [

@@ -1,10 +1,11 @@
 """How fast a manifest is built, beside the loops that one would write by hand.
 
-Makes a table of support tickets in a temporary folder, and writes its manifest five ways, each in
+Makes a table of support tickets in a temporary folder, and writes its manifest seven ways, each in
 a process of its own, in turns; medians are printed, and the peak is that of the process tree:
 
 - ``batchrouter``, in one process and shared with two workers: the whole build: UTF-8 checked, keys
-  hashed and proven unique, sha256, the row snapshot written;
+  hashed and proven unique, sha256, the row snapshot written; ``no kernel`` is the same, in one
+  process, without the kernel in C;
 - ``orjson`` and ``json.dumps``: a loop over the same Parquet batches that writes lines and their
   sha256, and nothing else;
 - ``polars``, a lazy query of ``struct.json_encode`` with two threads, and ``DuckDB``, a ``COPY``
@@ -29,7 +30,7 @@ from typing import Any
 from process_tree import run_measured
 from tickets import make_table
 
-WAYS = ("batchrouter", "batchrouter, 2", "orjson", "json.dumps", "polars", "DuckDB")
+WAYS = ("batchrouter", "batchrouter, 2", "no kernel", "orjson", "json.dumps", "polars", "DuckDB")
 SYSTEM = "You label support tickets for a shop. Answer with one of the intents. " * 4
 INTENTS = ["billing", "bug", "how_to", "refund", "shipping", "account"]
 OUTPUT = {"intent": {"type": "string", "enum": INTENTS}, "urgent": {"type": "boolean"}}
@@ -152,6 +153,7 @@ def measure(way: str, source: Path) -> dict[str, float]:
     ways: dict[str, Callable[[Path, Path], None]] = {
         "batchrouter": build,
         "batchrouter, 2": build,
+        "no kernel": build,
         "orjson": lambda s, t: loop(s, t, orjson.dumps),
         "json.dumps": lambda s, t: loop(s, t, lambda row: json.dumps(
             row, ensure_ascii=False, separators=(",", ":")).encode()),
@@ -161,6 +163,7 @@ def measure(way: str, source: Path) -> dict[str, float]:
     for name in {"polars": ["polars"], "DuckDB": ["duckdb"]}.get(way, []):
         import_module(name)
     os.environ["POLARS_MAX_THREADS"] = "2"
+    os.environ["BATCHROUTER_COMPILED"] = "0" if way == "no kernel" else "1"
     os.environ["BATCHROUTER_PROCESSES"] = "2" if way.endswith(", 2") else "1"
     with tempfile.TemporaryDirectory() as target:
         wall_s, cpu_s = time.perf_counter(), tree_cpu_s()

@@ -18,6 +18,7 @@ import pytest
 
 from batchrouter.job import Chat, Embedding, Job, Raw, Route, Workflow
 from batchrouter.manifest.build import build_manifest
+from batchrouter.manifest.compiledwriter import COMPILED_VARIABLE
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest.json"
 
@@ -59,8 +60,12 @@ REQUESTS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+@pytest.mark.parametrize("is_compiled", ["1", "0"])
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_lines_ids_and_hashes_stay(tmp_path: Path, kind: str) -> None:
+def test_lines_ids_and_hashes_stay(
+    tmp_path: Path, kind: str, is_compiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COMPILED_VARIABLE, is_compiled)
     request, route, key = REQUESTS[kind]
     job = Job(
         name="golden", source=TABLE, key=key, request=request, route=route, budget="1", sink="s"

@@ -1,8 +1,11 @@
-"""Both writers write what `json.dumps` writes, byte for byte, whatever the text holds."""
+"""All three writers write what `json.dumps` writes, byte for byte, whatever the text holds."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
+import batchrouter_kernel
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,9 +14,11 @@ from hypothesis import strategies as st
 
 from batchrouter.job import Chat, Embedding, Job, Raw, Route, Workflow
 from batchrouter.job.templates import Placeholder
-from batchrouter.manifest.kernel import SLICE_BYTES, FastWriter
+from batchrouter.manifest.arrowwriter import ArrowWriter
+from batchrouter.manifest.compiledwriter import COMPILED_VARIABLE, CompiledWriter
 from batchrouter.manifest.lines import ItemId, JsonColumn, Slot, line_shape, pieces, slots
 from batchrouter.manifest.rowwriter import BadBodyError, RowWriter, line_writer, parse_body
+from batchrouter.manifest.slices import SLICE_BYTES
 
 NASTY = [
     "",
@@ -67,7 +72,11 @@ def _columns(texts: list[str]) -> dict[Slot, pa.Array]:
     }
 
 
-def _written(writer: FastWriter | RowWriter, columns: dict[Slot, pa.Array]) -> bytes:
+Writer = ArrowWriter | CompiledWriter | RowWriter
+FAST = pytest.mark.parametrize("fast_writer", [ArrowWriter, CompiledWriter])
+
+
+def _written(writer: Writer, columns: dict[Slot, pa.Array]) -> bytes:
     return b"".join(piece.lines for piece in writer.write(columns))
 
 
@@ -104,18 +113,20 @@ def _reference(texts: list[str]) -> bytes:
     return "".join(lines).encode()
 
 
-def _both(texts: list[str]) -> tuple[bytes, bytes]:
+def _by_each(texts: list[str]) -> list[bytes]:
     shape = line_shape(_job(CHAT))
-    fast, plain = FastWriter(pieces(shape)), RowWriter(shape)
-    return _written(fast, _columns(texts)), _written(plain, _columns(texts))
+    line = pieces(shape)
+    writers = (ArrowWriter(line), CompiledWriter(line), RowWriter(shape))
+    return [_written(writer, _columns(texts)) for writer in writers]
 
 
 def test_nasty_texts_come_out_as_json_dumps_writes_them() -> None:
-    fast, plain = _both(NASTY)
+    by_arrow, compiled, by_row = _by_each(NASTY)
 
-    assert fast == _reference(NASTY)
-    assert plain == fast
-    assert len(fast.splitlines()) >= len(NASTY)
+    assert by_arrow == _reference(NASTY)
+    assert compiled == by_arrow
+    assert by_row == by_arrow
+    assert len(by_arrow.splitlines()) >= len(NASTY)
 
 
 @settings(max_examples=150, deadline=None)
@@ -126,16 +137,16 @@ def test_nasty_texts_come_out_as_json_dumps_writes_them() -> None:
     )
 )
 def test_any_text_comes_out_as_json_dumps_writes_it(texts: list[str]) -> None:
-    fast, plain = _both(texts)
+    by_arrow, compiled, by_row = _by_each(texts)
 
-    assert fast == plain == _reference(texts)
+    assert by_arrow == compiled == by_row == _reference(texts)
 
 
 def test_slices_are_cut_by_bytes_and_their_ends_are_exact() -> None:
     texts = ["x" * 2000, "\n" * 5000] * 500
     shape = line_shape(_job(CHAT))
 
-    for writer in (FastWriter(pieces(shape)), RowWriter(shape)):
+    for writer in (ArrowWriter(pieces(shape)), CompiledWriter(pieces(shape)), RowWriter(shape)):
         found = list(writer.write(_columns(texts)))
 
         assert [piece.start for piece in found] == list(
@@ -149,20 +160,21 @@ def test_slices_are_cut_by_bytes_and_their_ends_are_exact() -> None:
         assert sum(len(piece.ends) for piece in found) == len(texts)
 
 
-def test_a_slice_of_a_larger_array_writes_its_own_rows_only() -> None:
+@FAST
+def test_a_slice_of_a_larger_array_writes_its_own_rows_only(fast_writer: Any) -> None:
     shape = line_shape(_job(Embedding(input="{a}")))
     columns: dict[Slot, pa.Array] = {
         ItemId(): pa.array(["i"] * 9).slice(3, 4),
         Placeholder(("a",)): pa.array(list("abcdefghi")).slice(3, 4),
     }
 
-    lines = _written(FastWriter(pieces(shape)), columns).splitlines()
+    lines = _written(fast_writer(pieces(shape)), columns).splitlines()
 
     assert [json.loads(line)["input"]["input"] for line in lines] == ["d", "e", "f", "g"]
 
 
 def test_no_rows_give_no_lines() -> None:
-    assert _both([]) == (b"", b"")
+    assert _by_each([]) == [b"", b"", b""]
 
 
 def test_embeddings_and_workflows_have_their_own_shapes() -> None:
@@ -233,7 +245,8 @@ def test_a_bad_body_names_its_row() -> None:
     assert (caught.value.row, caught.value.column) == (1, "payload")
 
 
-def test_many_slots_side_by_side_come_out_as_json_dumps_writes_them() -> None:
+@FAST
+def test_many_slots_side_by_side_come_out_as_json_dumps_writes_them(fast_writer: Any) -> None:
     names = [f"c{number}" for number in range(40)]
     apart = " ".join(f"{n}={{{name}}}" for n, name in enumerate(names))
     together = "".join(f"{{{name}}}" for name in reversed(names))
@@ -244,13 +257,14 @@ def test_many_slots_side_by_side_come_out_as_json_dumps_writes_them() -> None:
         **{Placeholder((name,)): pa.array([text]) for name, text in texts.items()},
     }
 
-    lines = _written(FastWriter(pieces(shape)), columns)
+    lines = _written(fast_writer(pieces(shape)), columns)
 
     assert lines == _written(RowWriter(shape), columns)
     assert json.loads(lines)["input"]["input"].startswith("".join(reversed(texts.values())))
 
 
-def test_a_null_is_refused_and_drops_no_row() -> None:
+@FAST
+def test_a_null_is_refused_and_drops_no_row(fast_writer: Any) -> None:
     shape = line_shape(_job(Embedding(input="{a}")))
     columns: dict[Slot, pa.Array] = {
         ItemId(): pa.array(["i", "j"]),
@@ -258,4 +272,77 @@ def test_a_null_is_refused_and_drops_no_row() -> None:
     }
 
     with pytest.raises(AssertionError, match="NULL"):
-        _written(FastWriter(pieces(shape)), columns)
+        _written(fast_writer(pieces(shape)), columns)
+
+
+def test_a_row_larger_than_a_slice_gets_the_room_that_it_may_need() -> None:
+    shape = line_shape(_job(Embedding(input="{a}")))
+    texts = ["x", "\x01" * SLICE_BYTES, "y", '"' * (SLICE_BYTES - 1), "z"]
+    columns: dict[Slot, pa.Array] = {
+        ItemId(): pa.array(list("abcde")),
+        Placeholder(("a",)): pa.array(texts),
+    }
+
+    found = list(CompiledWriter(pieces(shape)).write(columns))
+
+    assert [(piece.start, len(piece.ends)) for piece in found] == [(0, 1), (1, 1), (2, 1), (3, 2)]
+    assert b"".join(piece.lines for piece in found) == _written(RowWriter(shape), columns)
+
+
+def test_the_compiled_writer_is_taken_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = line_shape(_job(CHAT))
+
+    assert isinstance(line_writer(shape), CompiledWriter)
+    monkeypatch.setenv(COMPILED_VARIABLE, "0")
+    assert isinstance(line_writer(shape), ArrowWriter)
+
+
+def test_without_the_kernel_the_lines_are_those_of_arrow() -> None:
+    program = (
+        "import sys; sys.modules['batchrouter_kernel'] = None\n"
+        "from batchrouter.manifest.rowwriter import line_writer\n"
+        "print(type(line_writer({'customer_item_id': 'i'})).__name__)"
+    )
+
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert told.stdout.strip() == "ArrowWriter"
+
+
+@pytest.mark.parametrize("room", [*range(30), 1 << 10])
+def test_the_kernel_writes_whole_rows_and_not_one_byte_beyond_its_room(room: int) -> None:
+    cells = ["a", "", '"\\', "\x01\x02", "plain text"]
+    data = np.frombuffer("".join(cells).encode(), np.uint8)
+    offsets = np.cumsum([0, *(len(cell) for cell in cells)], dtype=np.int32)
+    column = batchrouter_kernel.Column(offsets.ctypes.data, data.ctypes.data, 0)
+    constants = (batchrouter_kernel.Constant * 2)(
+        batchrouter_kernel.Constant(b"<", 1), batchrouter_kernel.Constant(b">\n", 2)
+    )
+    out, ends = np.full(2 << 10, 0xAA, np.uint8), np.full(len(cells) + 1, -1, np.int64)
+
+    written = batchrouter_kernel.write_lines(
+        (batchrouter_kernel.Column * 1)(column), constants, start=0, rows=len(cells),
+        out_address=out.ctypes.data, out_bytes=room, ends_address=ends.ctypes.data,
+    )  # fmt: skip
+
+    lines = [f"<{json.dumps(cell)[1:-1]}>\n".encode() for cell in cells]
+    whole = b"".join(lines[:written])
+    assert out.tobytes() == whole + b"\xaa" * (len(out) - len(whole))
+    assert ends.tolist() == [
+        *np.cumsum([len(line) for line in lines[:written]]),
+        *[-1] * (len(cells) + 1 - written),
+    ]
+    assert len(whole) <= room
+    assert written == len(cells) or room < len(whole) + 3 + 6 * len(cells[written])
+
+
+def test_a_constant_that_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 columns want one constant more, not 1"):
+        batchrouter_kernel.write_lines(
+            (batchrouter_kernel.Column * 1)(), (batchrouter_kernel.Constant * 1)(),
+            start=0, rows=0, out_address=0, out_bytes=0, ends_address=0,
+        )  # fmt: skip

@@ -27,6 +27,7 @@ _MORE_EXTRAS: Final = {
     "adbc": "adbc_driver_manager",
     "azure": "adlfs",
     "delta": "deltalake",
+    "fast": "batchrouter_kernel",
     "gcs": "gcsfs",
     "iceberg": "pyiceberg",
     "otel": "opentelemetry",

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchrouter.errors import ManifestError
-from batchrouter.manifest.kernel import Slice
 from batchrouter.manifest.parts import PartFiles
+from batchrouter.manifest.slices import Slice
 from batchrouter.manifest.writing import BatchLines
 
 

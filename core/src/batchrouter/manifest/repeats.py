@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchrouter.manifest.files import NumberedFiles
-from batchrouter.manifest.kernel import Slice
 from batchrouter.manifest.lines import REQUEST_START
+from batchrouter.manifest.slices import Slice
 from batchrouter.manifest.snapshot import StagedRows
 from batchrouter.manifest.staging import Staged
 from batchrouter.manifest.storing import storing

@@ -1,6 +1,6 @@
-"""The plain writer: one `json.dumps` a row, for what the fast writer cannot write.
+"""The plain writer: one `json.dumps` a row, for what the fast writers cannot write.
 
-It defines the bytes; the fast writer must give the same.
+It defines the bytes; the fast ones must give the same.
 """
 
 import json
@@ -12,9 +12,11 @@ import numpy as np
 from batchrouter.errors import ManifestError
 from batchrouter.job.templates import Template
 from batchrouter.manifest.arrow import Array
-from batchrouter.manifest.kernel import SLICE_BYTES, FastWriter, Slice
+from batchrouter.manifest.arrowwriter import ArrowWriter
+from batchrouter.manifest.compiledwriter import CompiledWriter, may_be_compiled
 from batchrouter.manifest.lines import ItemId, JsonColumn, Shape, Slot, pieces, to_json
 from batchrouter.manifest.rows import PreparedRows
+from batchrouter.manifest.slices import SLICE_BYTES, Slice
 
 MAX_DEPTH = 64
 """How deep a line may nest (contract section 2)."""
@@ -44,7 +46,7 @@ class RowWriter:
         self.max_output_tokens: int | None = None
 
     def write(self, columns: Mapping[Slot, Array]) -> Iterator[Slice]:
-        """Write a line for each row, slice by slice; the arguments are the fast writer's.
+        """Write a line for each row, slice by slice; the arguments are those of `ArrowWriter`.
 
         Raises:
             BadBodyError: A JSON column holds no object that can be sent.
@@ -88,11 +90,12 @@ class RowWriter:
         return body
 
 
-def line_writer(shape: Shape) -> FastWriter | RowWriter:
-    """Choose the fast writer for every shape but that of whole bodies."""
+def line_writer(shape: Shape) -> CompiledWriter | ArrowWriter | RowWriter:
+    """Choose a fast writer for every shape but that of whole bodies: C where it is installed."""
     line = pieces(shape)
-    takes_json = any(isinstance(piece, JsonColumn) for piece in line)
-    return RowWriter(shape) if takes_json else FastWriter(line)
+    if any(isinstance(piece, JsonColumn) for piece in line):
+        return RowWriter(shape)
+    return CompiledWriter(line) if may_be_compiled() else ArrowWriter(line)
 
 
 def parse_body(text: str) -> dict[str, Any]:

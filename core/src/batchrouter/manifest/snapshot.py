@@ -10,11 +10,11 @@ import xxhash
 
 from batchrouter.job import Job
 from batchrouter.manifest.arrow import Array, pc
-from batchrouter.manifest.kernel import Slice
 from batchrouter.manifest.keys import HASH_VERSION, codes
 from batchrouter.manifest.lines import REQUEST_START
 from batchrouter.manifest.rendering import plain_type
 from batchrouter.manifest.rows import PreparedRows
+from batchrouter.manifest.slices import Slice
 
 _HASH_PREFIX = f"{HASH_VERSION}-".encode()
 _DIGEST_BYTES = 16

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchrouter.manifest.arrow import py_buffer
-from batchrouter.manifest.kernel import SLICE_BYTES, Slice
+from batchrouter.manifest.slices import SLICE_BYTES, Slice
 from batchrouter.manifest.snapshot import StagedRows
 from batchrouter.manifest.storing import storing
 from batchrouter.manifest.writing import BatchLines

@@ -10,11 +10,11 @@ import pyarrow as pa
 from batchrouter.errors import ManifestError
 from batchrouter.job import Job
 from batchrouter.manifest.bought import REQUEST_DIGESTS, BoughtRows
-from batchrouter.manifest.kernel import Slice
 from batchrouter.manifest.keys import HASH_VERSION
 from batchrouter.manifest.lines import line_shape, slots
 from batchrouter.manifest.rows import PreparedRows, RowPreparer
 from batchrouter.manifest.rowwriter import BadBodyError, RowWriter, line_writer
+from batchrouter.manifest.slices import Slice
 from batchrouter.manifest.snapshot import SnapshotRows, request_digests
 
 _DIGEST_BYTES = 16

@@ -1,4 +1,4 @@
-"""The fast writer: columns are escaped as whole buffers, and joined with the constants by Arrow.
+"""The writer by Arrow: columns are escaped as whole buffers, and joined with the constants.
 
 The cells of a column are joined raw, each with a byte behind it that no valid UTF-8 has (0xFF).
 `bytes.replace` escapes them all at once, and the places of that byte are the cells' new ends. The
@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from batchrouter.manifest.arrow import Array, Scalar, pc, py_buffer
 from batchrouter.manifest.lines import ItemId, Slot
+from batchrouter.manifest.slices import SLICE_BYTES, Slice, as_binary, offsets_of, with_newline
 
-SLICE_BYTES = 768 * 1024
-"""Bytes a slice: it must stay in the L2 cache; measured best between 0.5 and 1 MB."""
-
-_NOTHING_BEFORE = np.zeros(1, np.int64)
 _SHORT_ESCAPES = {8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r"}
 _USUAL = [(b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t")]
 """The backslash comes first: the other escapes bring more of them."""
@@ -39,33 +35,6 @@ def _scalar(data: bytes) -> Scalar:
 
 _END_BYTE = 0xFF
 _END = bytes([_END_BYTE])
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Whole lines of some rows, each with its newline.
-
-    Attributes:
-        start: The first row, counted within the columns that were given.
-        lines: The bytes.
-        ends: For each row the offset just after its newline; ascending, int64.
-    """
-
-    start: int
-    lines: memoryview
-    ends: npt.NDArray[np.int64]
-
-    @property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """For each row the offset of its first byte."""
-        return np.concatenate((_NOTHING_BEFORE, self.ends[:-1]))
-
-    def only(self, chosen: npt.NDArray[np.bool_]) -> "Slice":
-        """Leave out the lines of the rows that are not chosen."""
-        starts = self.starts[chosen]
-        ends = self.ends[chosen]
-        lines = b"".join(map(self.lines.__getitem__, map(slice, starts.tolist(), ends.tolist())))
-        return Slice(self.start, memoryview(lines), np.cumsum(ends - starts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +58,13 @@ class _Cells:
         return self.slots == [ItemId()]
 
 
-class FastWriter:
+class ArrowWriter:
     """Writes lines for a fixed sequence of constants and slots."""
 
     def __init__(self, pieces: Sequence[str | Slot]) -> None:
         self._head, self._cells = _scalar(b""), list[_Cells]()
         waiting: list[Slot] = []
-        for piece in _with_newline(pieces):
+        for piece in with_newline(pieces):
             if not isinstance(piece, str):
                 waiting.append(piece)
                 continue
@@ -106,7 +75,7 @@ class FastWriter:
                 self._head = _scalar(constant)
             waiting = []
         self._slots = [piece for piece in pieces if not isinstance(piece, str)]
-        constants = [piece for piece in _with_newline(pieces) if isinstance(piece, str)]
+        constants = [piece for piece in with_newline(pieces) if isinstance(piece, str)]
         self._constant_bytes = sum(len(each.encode()) for each in constants)
         self._unsafe = [(c.slots, c.constant[0]) for c in self._cells if not c.is_safe]
 
@@ -118,9 +87,7 @@ class FastWriter:
         """
         if not len(columns[self._slots[0]]):
             return
-        raw = {slot: columns[slot].cast(pa.binary()) for slot in self._slots}
-        if any(each.null_count for each in raw.values()):  # Arrow drops such rows without a word
-            raise AssertionError("a NULL reached the writer")
+        raw = {slot: as_binary(columns[slot]) for slot in self._slots}
         for start, end in self._cuts(raw):
             some = {slot: each.slice(start, end - start) for slot, each in raw.items()}
             yield self._slice(start, some)
@@ -129,7 +96,7 @@ class FastWriter:
         """Cut rows so that a slice has about SLICE_BYTES, and at least one row."""
         row_bytes = np.full(len(columns[self._slots[0]]), self._constant_bytes, np.int64)
         for slot in self._slots:
-            row_bytes += np.diff(_offsets(columns[slot]))
+            row_bytes += np.diff(offsets_of(columns[slot]))
         ends = np.cumsum(row_bytes)
         start, rows = 0, len(ends)
         while start < rows:
@@ -144,7 +111,7 @@ class FastWriter:
         for cells in self._cells:
             parts += [columns[cells.slots[0]] if cells.is_safe else next(escaped), cells.rest]
         joined = pc.binary_join_element_wise(*parts, _scalar(b""))
-        offsets = _offsets(joined)
+        offsets = offsets_of(joined)
         lines = memoryview(joined.buffers()[2])[offsets[0] : offsets[-1]]
         return Slice(start, lines, offsets[1:].astype(np.int64) - offsets[0])
 
@@ -185,16 +152,5 @@ def _escaped(text: bytearray) -> bytearray:
 
 def _data(array: Array) -> memoryview:
     """Give the bytes of all values of a binary array."""
-    bounds = _offsets(array)
+    bounds = offsets_of(array)
     return memoryview(array.buffers()[2])[bounds[0] : bounds[-1]]
-
-
-def _offsets(array: Array) -> npt.NDArray[np.int32]:
-    """Give where each value of a binary array begins, and where the last one ends."""
-    starts = np.frombuffer(array.buffers()[1], np.int32)
-    return starts[array.offset : array.offset + len(array) + 1]
-
-
-def _with_newline(pieces: Sequence[str | Slot]) -> list[str | Slot]:
-    last = pieces[-1]
-    return [*pieces[:-1], f"{last}\n"] if isinstance(last, str) else [*pieces, "\n"]
