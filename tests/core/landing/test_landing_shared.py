@@ -1,11 +1,17 @@
 """A landing that is shared among processes lands what one process lands, in every disorder."""
 
+import io
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from batchrouter.landing import shares
 
 ROWS = 3500
 SKIPPED = (3, 999, 1000, 2500)
@@ -95,3 +101,26 @@ def test_workers_do_the_shares(kit: Any, run_folder: Any, monkeypatch: pytest.Mo
 
 def _fails(*_: Any) -> None:
     raise AssertionError("the run's own process judged a row")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), max_size=30),
+    st.sampled_from([b"", b"\n"]),
+    st.lists(st.integers(0, 31), max_size=5),
+    st.integers(1, 12),
+)
+def test_line_starts_are_those_of_a_count_by_hand(
+    lines: list[bytes], last: bytes, numbers: list[int], chunk_bytes: int
+) -> None:
+    whole = [line + b"\n" for line in lines]
+    if whole and lines[-1]:
+        whole[-1] = lines[-1] + last
+    asked = [0, *sorted(numbers)]
+    starts = [sum(map(len, whole[:number])) for number in range(len(whole) + 1)]
+    expected = [starts[number] for number in asked] if asked[-1] == len(whole) else None
+
+    with patch.object(shares, "CHUNK_BYTES", chunk_bytes):
+        found = shares._line_starts(io.BytesIO(b"".join(whole)), asked)
+
+    assert found == expected

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from batchrouter.landing.answers import InOrderAnswers, OutOfOrderError
 from batchrouter.landing.judging import Judge
-from batchrouter.landing.lines import read_blocks
+from batchrouter.landing.lines import CHUNK_BYTES
 from batchrouter.landing.outputs import open_reader
 from batchrouter.landing.rejects import Rejects
 from batchrouter.landing.report import PartToLand
@@ -81,17 +81,23 @@ def shares_of(
 
 def _line_starts(file: IO[bytes], numbers: Sequence[int]) -> list[int] | None:
     """Give the offsets of lines, the last one being the end; None if there are fewer or more."""
-    starts: list[int] = []
-    lines = end = 0
-    for at_byte, block in read_blocks(file):
-        newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-        while len(starts) < len(numbers) and numbers[len(starts)] <= lines + len(newlines):
-            inside = numbers[len(starts)] - lines
-            starts.append(at_byte + (int(newlines[inside - 1]) + 1 if inside else 0))
-        lines += len(newlines) + 1
-        end = at_byte + len(block) + 1
-    while len(starts) < len(numbers) and numbers[len(starts)] == lines:
-        starts.append(end)
+    starts = [0] * numbers.count(0)
+    lines = at_byte = 0
+    is_whole = True
+    chunk = bytearray(CHUNK_BYTES)
+    while size := cast("Any", file).readinto(chunk):
+        is_newline = np.frombuffer(chunk, np.uint8, size) == ord("\n")
+        count = int(np.count_nonzero(is_newline))
+        while len(starts) < len(numbers) and numbers[len(starts)] <= lines + count:
+            # Looked for in few chunks only: it takes ten times as long as to count them.
+            newline = np.flatnonzero(is_newline)[numbers[len(starts)] - lines - 1]
+            starts.append(at_byte + int(newline) + 1)
+        lines += count
+        at_byte += size
+        is_whole = bool(is_newline[-1])
+    if not is_whole:  # the last line lacks its newline
+        lines += 1
+        starts += [at_byte] * (len(numbers) - len(starts))
     return starts if len(starts) == len(numbers) and numbers[-1] == lines else None
 
 
