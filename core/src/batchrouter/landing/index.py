@@ -19,6 +19,9 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
 }
 
+_READING_LIMIT = "16MB"
+"""While rows are handed out the sink holds a row group as well, and joins are done."""
+
 _ROWS_A_SHARE = 100_000
 _ROWS_A_CHUNK = 8_192
 
@@ -53,7 +56,8 @@ def shares_of(index: Any, tables: Sequence[str]) -> Iterator[None]:
 def in_row_order(
     index: Any, columns: str, table: str, *, positions: range
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield columns of a table by its `position`."""
+    """Yield columns of a table by its `position`; nothing can be joined afterwards."""
+    index.execute(f"SET memory_limit = '{_READING_LIMIT}'")
     query = f"SELECT {columns} FROM {table} WHERE position >= ? AND position < ? ORDER BY position"  # noqa: S608 - literals of ours
     for start in positions[::_ROWS_A_SHARE]:
         yield from rows_of(index, query, [start, min(start + _ROWS_A_SHARE, positions.stop)])
