@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ from answers import OUTPUT, answer
 from process_tree import run_measured
 from tickets import make_table
 
-STEPS = ("build", "land")
+STEPS = {"build": "o-", "land": "s--"}
+"""What is measured, and how its lines are drawn."""
+
+Line = tuple[str, str, list[float]]
+"""Of a plot: its name, its style, and a value for each size."""
 
 
 def job_of(source: Path) -> Any:
@@ -71,17 +76,15 @@ def answer_parts(folder: Path) -> None:
         answer(folder / "rows" / part["rows_path"], artifact)
 
 
-def land(folder: Path) -> int:
-    """Land all parts into a Parquet directory."""
+def to_land(folder: Path) -> dict[str, Any]:
+    """Say what is landed, and under which name, however it is done."""
     import fsspec
 
-    from batchrouter.landing.land import LandingIdentity, PartToLand, land_parts
-    from batchrouter.landing.sinks import open_sink
+    from batchrouter.landing.report import LandingIdentity, PartToLand
 
-    report = land_parts(
-        job_of(folder / "tickets.parquet"),
-        fs=fsspec.filesystem("file"),
-        parts=[
+    return {
+        "fs": fsspec.filesystem("file"),
+        "parts": [
             PartToLand(
                 part["index"],
                 str(folder / "rows" / part["rows_path"]),
@@ -91,22 +94,34 @@ def land(folder: Path) -> int:
             )
             for part in json.loads((folder / "built.json").read_text())["parts"]
         ],
-        sink=open_sink(str(folder / "table")),
-        identity=LandingIdentity("bench", "run", "run-0"),
-        rejects_dir=str(folder),
-        token="bench",
-    )
-    return report.rows
+        "identity": LandingIdentity("bench", "run", "run-0"),
+        "rejects_dir": str(folder),
+        "token": "bench",
+    }
 
 
-def run_step(step: str, folder: Path) -> None:
-    """Take a step here, and print what it took, imports left out."""
+def land(folder: Path, *, kind: str = "") -> int:
+    """Land all parts into a Parquet directory, or a table of another kind."""
+    from batchrouter.landing.land import land_parts
+    from batchrouter.landing.sinks import open_sink
+
+    job = job_of(folder / "tickets.parquet")
+    return land_parts(job, sink=open_sink(f"{kind}{folder}/table"), **to_land(folder)).rows
+
+
+def prepare() -> None:
+    """Import what a step needs, and set this process up as our own program does."""
     for name in ("fsspec", "batchrouter.job", "batchrouter.landing.land"):
         import_module(name)
     from batchrouter.manifest.process import own_process, prepare_process
 
     own_process()
     prepare_process()
+
+
+def run_step(step: str, folder: Path) -> None:
+    """Take a step here, and print what it took, imports left out."""
+    prepare()
     begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
     rows = {"build": build, "land": land}[step](folder)
     wall_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
@@ -131,23 +146,36 @@ def measured(rows: int) -> dict[str, dict[str, Any]]:
 
 def plot(told: dict[int, dict[str, dict[str, Any]]], path: Path) -> None:
     """Draw time and memory over the size of the table."""
+    panels: dict[str, list[Line]] = {
+        label: [
+            (step, style, [told[rows][step][field] for rows in told])
+            for step, style in STEPS.items()
+        ]
+        for field, label in (("cpu_s", "CPU seconds"), ("peak_mb", "peak MB"))
+    }
+    draw(panels, list(told), path)
+
+
+def draw(panels: Mapping[str, Sequence[Line]], rows: Sequence[int], path: Path) -> None:
+    """Draw two measures over the size of the table: what grows with it, and memory."""
     pyplot: Any = import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for axis, field, label in zip(
-        axes, ("cpu_s", "peak_mb"), ("CPU seconds", "peak MB"), strict=True
-    ):
-        for step, marker in zip(STEPS, "os", strict=True):
-            axis.plot(
-                list(told), [told[rows][step][field] for rows in told], marker=marker, label=step
-            )
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for axis, (measure, lines) in zip(axes, panels.items(), strict=True):
+        for name, style, values in lines:
+            axis.plot(rows, values, style, label=name)
         axis.set_xscale("log")
+        axis.set_xticks(rows, [f"{each:,}" for each in rows])
+        axis.xaxis.minorticks_off()
         axis.set_xlabel("rows")
-        axis.set_ylabel(label)
+        axis.set_ylabel(measure)
         axis.grid(visible=True, alpha=0.3)
-        axis.legend()
+        # Below, where no line is.
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+        axis.legend(**place, ncols=2, fontsize="small", handlelength=3)
     axes[0].set_yscale("log")
     axes[1].set_ylim(bottom=0)
     figure.savefig(path)
+    pyplot.close(figure)
 
 
 def main() -> None:

@@ -1,12 +1,24 @@
-"""How fast a manifest is built on Spark, beside one process on the same rows.
+"""How fast a manifest is built and landed on Spark, beside one process on the same rows.
 
-Makes a table of support tickets in a temporary folder and builds it in one process, and on a
-cluster of two executors on this machine (`local-cluster[2,1,2048]`), each in a process tree of its
-own. The time is that of the build alone, keys checked; the start of the JVMs is left out. The
-memory of the driver (its Python and its JVM) and of the executors (JVMs and Python workers) is
-their peak, proportional (PSS).
+The table is that of `bench_sizes`: short rows, so that the disk holds 20 million of them. It is
+built and landed into a Delta table in one process, and on a cluster of two executors on this
+machine (`local-cluster[2,1,2048]`), each step in a process tree of its own; the artifacts are made
+in between, by neither. The time is that of the step alone, with what the executors import for it;
+the start of the JVMs and of the Python workers is left out.
 
-Run ``python tests/benchmarks/bench_spark.py [--rows 200000 2000000]`` in `.venv-spark`.
+The memory of the driver (its Python and its JVM) and of the executors (JVMs and Python workers) is
+their peak, proportional (PSS), sampled each 0.2 s, and more rarely where that would take more than
+a twentieth of a core. A JVM grows before it collects: its peak says what it was given more than
+what it needs.
+
+Spark reads the file in splits, without a shuffle, and each split becomes a part. Their size
+(`spark.sql.files.maxPartitionBytes`) is the file's divided by the number of parts: one for every
+500,000 rows, and two at least. A split takes whole row groups (50,000 rows), so a table of one
+row group is one part all the same.
+
+Run ``python tests/benchmarks/bench_spark.py [--rows 200000 2000000 20000000] [--plot FILE.svg]`` in
+`.venv-spark`; the plot wants ``pip install matplotlib``. All is written in TMPDIR, some 1 kB a row
+at the most.
 """
 
 import argparse
@@ -17,64 +29,93 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench_sizes import STEPS, Line, answer_parts, build, draw, job_of, land, prepare, to_land
 from tickets import make_table
 
 WAYS = ("one process", "Spark, 2 executors")
-_CLUSTER = "local-cluster[2,1,2048]"
-_PARTITION_BYTES = str(16 << 20)
+_PART_ROWS = 500_000
 _SAMPLE_S = 0.2
+_SAMPLING_SHARE = 0.05
+_SINK = "delta:"
+_SETTINGS = {
+    "spark.master": "local-cluster[2,1,2048]",
+    "spark.ui.enabled": "false",
+    "spark.sql.shuffle.partitions": "4",
+    # No task starts before both executors are there.
+    "spark.cores.max": "2",
+    "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+}
+
+Told = dict[int, dict[tuple[str, str], dict[str, Any]]]
+"""What was measured, by rows, and by way and step."""
 
 
-def job_of(source: Path) -> Any:
-    """Ask a short prompt of each ticket."""
-    from batchrouter.job import Chat, Job, Route
-
-    chat = Chat(
-        system="You label support tickets for a shop.",  # pyright: ignore[reportArgumentType] - text becomes a template
-        user="{body}",  # pyright: ignore[reportArgumentType] - as above
-        parameters={"max_output_tokens": 64},
-    )
-    return Job(
-        name="bench", source=str(source), key="id", request=chat, route=Route(models=["m"]),
-        budget="none", sink="out",
-    )  # fmt: skip
-
-
-def build_here(source: Path, target: Path) -> None:
-    """Build in one process."""
-    import fsspec
-
-    from batchrouter.manifest.build import build_manifest
-
-    os.environ["BATCHROUTER_PROCESSES"] = "1"
-    folders = {"manifest_dir": str(target / "manifest"), "rows_dir": str(target / "rows")}
-    begun_s = time.perf_counter()
-    built = build_manifest(job_of(source), fs=fsspec.filesystem("file"), token="t", **folders)
-    tell(begun_s, built.item_count)
-
-
-def build_on_spark(source: Path, target: Path) -> None:
-    """Build on a cluster of this machine."""
+def started() -> Any:
+    """Start a cluster, with a Python worker in each executor."""
     from pyspark.sql import SparkSession
+
+    import batchrouter.spark.landing  # noqa: F401 - here, and not while it is timed
+
+    builder = SparkSession.builder
+    for name, value in _SETTINGS.items():
+        builder = builder.config(name, value)
+    spark = builder.getOrCreate()
+    spark.range(0, 100, 1, 2).mapInArrow(lambda batches: batches, "id long").count()
+    return spark
+
+
+def build_on_spark(spark: Any, folder: Path) -> int:
+    """Build the manifest, a part for each split of the table."""
+    import pyarrow.parquet as pq
 
     from batchrouter.spark import build_manifest
 
-    builder = SparkSession.builder.master(_CLUSTER).config("spark.ui.enabled", "false")
-    builder = builder.config("spark.sql.files.maxPartitionBytes", _PARTITION_BYTES)
-    spark = builder.config("spark.sql.shuffle.partitions", "4").getOrCreate()
-    spark.range(100).mapInArrow(lambda batches: batches, "id long").count()
+    source = folder / "tickets.parquet"
+    parts = max(2, pq.read_metadata(source).num_rows // _PART_ROWS)
+    split_bytes = -(-source.stat().st_size // parts)
+    spark.conf.set("spark.sql.files.maxPartitionBytes", str(split_bytes))
+    built = build_manifest(spark.read.parquet(str(source)), job_of(source), str(folder))
+    (folder / "built.json").write_text(json.dumps(built.to_dict()))
+    return built.row_count
+
+
+def land_on_spark(spark: Any, folder: Path) -> int:
+    """Land all parts, a task each."""
+    from batchrouter.landing.sinks import open_sink
+    from batchrouter.spark.landing import landed_on_spark
+
+    landed = folder / "landed"
+    landed.mkdir()
+    return landed_on_spark(
+        job_of(folder / "tickets.parquet"),
+        spark=spark,
+        sink=open_sink(f"{_SINK}{folder}/table"),
+        landed_dir=str(landed),
+        **to_land(folder),
+    ).rows
+
+
+def run_step(way: str, step: str, folder: Path) -> None:
+    """Take a step here."""
+    if way == WAYS[0]:
+        prepare()
+        take({"build": build, "land": partial(land, kind=_SINK)}[step], folder)
+        return
+    with started() as spark:
+        take(partial({"build": build_on_spark, "land": land_on_spark}[step], spark), folder)
+
+
+def take(step: Callable[[Path], int], folder: Path) -> None:
+    """Take a step that is ready, and print what it took."""
     begun_s = time.perf_counter()
-    built = build_manifest(spark.read.parquet(str(source)), job_of(source), str(target))
-    tell(begun_s, built.item_count)
-    spark.stop()
-
-
-def tell(begun_s: float, items: int) -> None:
-    """Print what a build took."""
-    print(json.dumps({"wall_s": time.perf_counter() - begun_s, "items": items}), flush=True)
+    rows = step(folder)
+    print(json.dumps({"rows": rows, "wall_s": time.perf_counter() - begun_s}), flush=True)
 
 
 class Memory:
@@ -83,15 +124,19 @@ class Memory:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._ended = threading.Event()
-        self.driver_kib = self.executors_kib = 0
+        self.driver_mb = self.executors_mb = 0.0
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
     def _sample(self) -> None:
-        while not self._ended.wait(_SAMPLE_S):
+        wait_s = _SAMPLE_S
+        while not self._ended.wait(wait_s):
+            begun_s = time.thread_time()
             driver, executors = _tree_kib(self._pid, is_executor=False)
-            self.driver_kib = max(self.driver_kib, driver)
-            self.executors_kib = max(self.executors_kib, executors)
+            self.driver_mb = max(self.driver_mb, driver * 1024 / 1e6)
+            self.executors_mb = max(self.executors_mb, executors * 1024 / 1e6)
+            # The pages of three JVMs are counted in 70 ms, which the cluster would lack.
+            wait_s = max(_SAMPLE_S, (time.thread_time() - begun_s) / _SAMPLING_SHARE)
 
     def end(self) -> None:
         """Stop sampling."""
@@ -101,14 +146,16 @@ class Memory:
 
 def _tree_kib(pid: int, *, is_executor: bool) -> tuple[int, int]:
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        # A JVM's children stand below whichever of its threads has started them.
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            children += (task / "children").read_text().split() if task.name != str(pid) else []
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         told = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0, 0  # it ended meanwhile
+    children: list[str] = []
+    # A JVM's children stand below whichever of its threads has started them.
+    for task in tasks:
+        with suppress(OSError):
+            children += (task / "children").read_text().split()
     is_executor = is_executor or b"CoarseGrainedExecutorBackend" in command
     own = int(told.partition("\nPss:")[2].split()[0])
     below = [_tree_kib(int(child), is_executor=is_executor) for child in children]
@@ -116,46 +163,95 @@ def _tree_kib(pid: int, *, is_executor: bool) -> tuple[int, int]:
     return (driver, executors + own) if is_executor else (driver + own, executors)
 
 
-def measured(way: str, source: Path, folder: Path) -> dict[str, Any]:
-    """Run one way in a process of its own."""
-    target = folder / way.replace(" ", "-")
-    environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
-    command = [sys.executable, __file__, "--way", way, str(source), str(target)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        cwd=folder, env=environment,
-    ) as process:  # fmt: skip
+def run_measured(way: str, step: str, folder: Path) -> dict[str, Any]:
+    """Take a step in a process tree of its own; what Spark shuffles is in the folder, too."""
+    environment = os.environ | {
+        "BATCHROUTER_PROCESSES": "1",
+        "PYSPARK_PYTHON": sys.executable,
+        "SPARK_LOCAL_DIRS": str(folder / "local"),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
+    command = [sys.executable, __file__, "--step", way, step, str(folder)]
+    log = folder / f"{step}.log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder, env=environment
+        ) as process,
+    ):
         memory = Memory(process.pid)
         assert process.stdout is not None
         out = process.stdout.read()
         memory.end()
-    told: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
-    return told | {"driver": memory.driver_kib, "executors": memory.executors_kib}
+    if process.returncode:
+        raise SystemExit(f"{way}, {step}, ended with {process.returncode}:\n{log.read_text()}")
+    told: dict[str, Any] = json.loads(out.strip().rsplit("\n", 1)[-1])
+    return told | {"driver_mb": memory.driver_mb, "executors_mb": memory.executors_mb}
+
+
+def measured(way: str, rows: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """Make a table of so many rows, and take both steps one way."""
+    told: dict[tuple[str, str], dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="batchrouter-bench-") as name:
+        folder = Path(name)
+        make_table(folder / "tickets.parquet", rows, is_short=True)
+        for step in STEPS:
+            if step == "land":
+                answer_parts(folder)
+            told[way, step] = run_measured(way, step, folder)
+            assert told[way, step]["rows"] == rows
+    return told
+
+
+def plot(told: Told, path: Path) -> None:
+    """Draw speed and memory over the size of the table."""
+    here, spark = WAYS
+    speed: list[Line] = []
+    memory: list[Line] = []
+    for step, style in STEPS.items():
+        for color, way in (("C0", here), ("C1", spark)):
+            values = [rows / one[way, step]["wall_s"] for rows, one in told.items()]
+            speed.append((f"{step}, {way}", color + style, values))
+        for color, way, field, who in (
+            ("C0", here, "driver_mb", here),
+            ("C1", spark, "driver_mb", "Spark's driver"),
+            ("C2", spark, "executors_mb", "2 executors"),
+        ):
+            values = [one[way, step][field] for one in told.values()]
+            memory.append((f"{step}, {who}", color + style, values))
+    draw({"rows/s": speed, "peak MB": memory}, list(told), path)
+
+
+def row_of(rows: int, way: str, step: str, one: dict[str, Any]) -> str:
+    """Write a row of the table."""
+    speed = f"{one['wall_s']:.1f} | {rows / one['wall_s']:,.0f}"
+    executors = f"{one['executors_mb']:,.0f}" if one["executors_mb"] else "-"
+    return f"| {rows:,} | {way} | {step} | {speed} | {one['driver_mb']:,.0f} | {executors} |"
 
 
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000])
-    parser.add_argument("--way")
-    parser.add_argument("paths", type=Path, nargs="*")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.way:
-        build = build_here if given.way == WAYS[0] else build_on_spark
-        build(*given.paths)
+    if given.step:
+        way, step, folder = given.step
+        run_step(way, step, Path(folder))
         return
-    print("| rows | | s | rows/s | driver MB | executors MB |")
-    print("| ---: | --- | ---: | ---: | ---: | ---: |")
+    told: Told = {}
+    print("| rows | | step | s | rows/s | driver MB | executors MB |")
+    print("| ---: | --- | --- | ---: | ---: | ---: | ---: |")
     for rows in given.rows:
+        told[rows] = {}
         for way in WAYS:
-            with tempfile.TemporaryDirectory(prefix="batchrouter-bench-") as folder:
-                source = Path(folder) / "tickets.parquet"
-                make_table(source, rows)
-                told = measured(way, source, Path(folder))
-            assert told["items"] == rows
-            megabytes = [f"{told[each] * 1024 / 1e6:.0f}" for each in ("driver", "executors")]
-            speed = f"{told['wall_s']:.1f} | {rows / told['wall_s']:,.0f}"
-            print(f"| {rows:,} | {way} | {speed} | {' | '.join(megabytes)} |")
+            one = measured(way, rows)
+            told[rows] |= one
+            for (_, step), each in one.items():
+                print(row_of(rows, way, step, each), flush=True)
+        if given.plot:
+            plot(told, given.plot)
 
 
 if __name__ == "__main__":
