@@ -141,14 +141,14 @@ def tree_cpu_s() -> float:
 
 def measure(way: str, source: Path) -> dict[str, float]:
     """Run one way here, and say what it took; imports are excluded from the times."""
-    import fsspec  # noqa: F401 - loaded before the clock starts
-    import orjson
-
-    import batchrouter.manifest.build  # noqa: F401 - loaded before the clock starts
     from batchrouter.manifest.process import own_process, prepare_process
 
     own_process()
     prepare_process()
+    import fsspec  # noqa: F401 - loaded before the clock starts
+    import orjson
+
+    import batchrouter.manifest.build  # noqa: F401 - loaded before the clock starts
 
     ways: dict[str, Callable[[Path, Path], None]] = {
         "batchrouter": build,

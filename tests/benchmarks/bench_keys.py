@@ -19,16 +19,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--keys", type=int, default=2_000_000)
     count: int = parser.parse_args().keys
+    from batchrouter.manifest.process import own_process, prepare_process
+
+    own_process()
+    prepare_process()
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from batchrouter.errors import DuplicateKeyError
     from batchrouter.manifest.keys import SeenKeys, digests_of, refuse_duplicates, typed_keys
-    from batchrouter.manifest.process import own_process, prepare_process
-
-    own_process()
-    prepare_process()
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, count, _BATCH_ROWS):

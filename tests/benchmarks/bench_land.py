@@ -245,12 +245,12 @@ def peak_mib() -> float:
 
 
 def _import_all() -> None:
-    for name in ("fsspec", "pyarrow.compute", "pyarrow.parquet", "batchrouter.landing.land"):
-        import_module(name)
-    import_module("batchrouter.job")
     process = import_module("batchrouter.manifest.process")
     process.own_process()
     process.prepare_process()
+    for name in ("fsspec", "pyarrow.compute", "pyarrow.parquet", "batchrouter.landing.land"):
+        import_module(name)
+    import_module("batchrouter.job")
 
 
 def main() -> None:

@@ -111,12 +111,12 @@ def land(folder: Path, *, kind: str = "") -> int:
 
 def prepare() -> None:
     """Import what a step needs, and set this process up as our own program does."""
-    for name in ("fsspec", "batchrouter.job", "batchrouter.landing.land"):
-        import_module(name)
     from batchrouter.manifest.process import own_process, prepare_process
 
     own_process()
     prepare_process()
+    for name in ("fsspec", "batchrouter.job", "batchrouter.landing.land"):
+        import_module(name)
 
 
 def run_step(step: str, folder: Path) -> None:

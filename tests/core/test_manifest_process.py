@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import sys
 import fsspec, pyarrow as pa, pyarrow.parquet as pq
@@ -51,3 +53,25 @@ def test_our_own_process_builds_and_lands_without_pandas(tmp_path: Path) -> None
 
 def test_a_users_process_is_left_as_it_is(tmp_path: Path) -> None:
     assert _run(tmp_path, "") == ["True", "1", "1"]
+
+
+def test_arrow_allocates_by_jemalloc_in_our_own_process_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = (
+        "{before}import pyarrow as pa; import batchrouter.manifest.build;"
+        "pa.array([1]); print(pa.default_memory_pool().backend_name)"
+    )
+
+    def pool(before: str) -> str:
+        command = [sys.executable, "-c", program.format(before=before)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert not done.stderr
+        return done.stdout.strip()
+
+    ours = "from batchrouter.manifest.process import own_process; own_process();"
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+    assert pool(ours) == "jemalloc"
+    assert pool("") != "jemalloc"
+    monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", "system")
+    assert pool(ours) == "system"

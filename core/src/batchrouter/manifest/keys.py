@@ -2,8 +2,8 @@
 
 An item's id is a 128-bit hash of its typed key, in 26 base32 characters: the same key gives the
 same id in every run, and no personal data goes to a provider. Eight bytes of the hash are kept per
-row, beyond four million rows on disk; after the last row they are sorted, and equal ones are looked
-up in the row snapshots, so that a collision is told from a duplicate exactly.
+row, beyond half a million rows on disk; after the last row they are sorted, and equal ones are
+looked up in the row snapshots, so that a collision is told from a duplicate exactly.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ _WORD_BITS = 64
 _CODE_LENGTH = 26
 _NAMED = 5
 _CANDIDATES_A_PASS = 1000
-_HELD_KEYS = 4_000_000
+_HELD_KEYS = 500_000
 _PART_BITS = 6
 _PARTS = 2**_PART_BITS
 """Of 100 million keys a part has 1.6 million: 12.5 MB to sort."""

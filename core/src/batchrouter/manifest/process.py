@@ -7,11 +7,15 @@ in anew, a quarter of the CPU.
 pyarrow shall do without pandas in a process that runs nobody else's code. Where pandas is
 installed, pyarrow imports it at its first conversion of any Python value, to know its classes:
 about 0.6 s of CPU and 50 MB for nothing. It tries once; when that fails it goes on without, until
-something asks for a pandas object. A user's process is left as it is: `pa.array(series)` would
-not take a NaN for a NULL there.
+something asks for a pandas object. And Arrow shall allocate by jemalloc, which its Linux builds
+have: with its default, mimalloc, a build takes 30 MB more, and the peak grows with the table.
+
+A user's process is left as it is: `pa.array(series)` would not take a NaN for a NULL there, and
+Arrow's allocator is theirs to choose.
 """
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -24,13 +28,19 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 64 << 20
 _MMAP_BYTES = 32 << 20
+_POOL_VARIABLE = "ARROW_DEFAULT_MEMORY_POOL"
 
 _ours: list[bool] = []
 
 
 def own_process() -> None:
-    """Say that this process runs our program and nothing else; costs nothing."""
+    """Say that this process runs our program and nothing else; costs nothing.
+
+    Call it before pyarrow is imported, which reads its allocator's name once.
+    """
     _ours.append(True)
+    if _is_glibc():
+        os.environ.setdefault(_POOL_VARIABLE, "jemalloc")
 
 
 @functools.cache
@@ -63,3 +73,11 @@ def _leave_pandas_out() -> None:
         pa.scalar(0)
     finally:
         sys.meta_path.remove(refusal)
+
+
+def _is_glibc() -> bool:
+    """Tell where Arrow's own builds have jemalloc; another name would be warned of."""
+    try:
+        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (AttributeError, OSError, ValueError):
+        return False
