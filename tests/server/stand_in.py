@@ -481,7 +481,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create_job(self, _found: Any, body: bytes, _query: Any) -> None:
         asked = json.loads(body)
-        content = self.provider.files[asked["input_files"][0]]
+        content = self.provider.files.get(asked["input_files"][0])
+        if content is None:
+            self._refuse(400, "no such input file")
+            return
         lines = [json.loads(line) for line in content.split(b"\n") if line]
         batch = self.provider.create(
             lines,

@@ -25,7 +25,7 @@ LANE_KILL_POINTS = (
 )
 ITEM_KILL_POINTS = ("lanes.before_item", "lanes.after_item")
 
-NEVER_SENT = frozenset({"lanes.after_intent", "lanes.before_create"})
+NEVER_SENT = frozenset({"lanes.after_intent", "lanes.before_create", "lanes.mid_create"})
 """An intent stands in the book, and no create was sent."""
 
 
@@ -210,10 +210,7 @@ def _kill_and_go_on(provider: StandIn, tmp_path: Path, adapter: str, point: str)
             assert router.wait_for_death() == -9
             router.start()
         with Client(router.settings()) as client:
-            if adapter == "anthropic-batch" and point in {
-                "lanes.after_intent",
-                "lanes.before_create",
-            }:
+            if adapter == "anthropic-batch" and point in NEVER_SENT:
                 _held_for_a_person(client, batch_id, provider, router)
                 return
             batch = ended(client, batch_id)

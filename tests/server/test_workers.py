@@ -1,5 +1,6 @@
 """Several processes on one PostgreSQL: killed, stopped and woken, nothing is bought twice."""
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 
 from batchrouter import Client
-from batchrouter.testing import ROUTER_KILL_POINTS
+from batchrouter.testing import ROUTER_KILL_POINTS, RunningRouter
 from crash.desk import wait_until
 from server.cluster import Cluster, cluster
 from server.stand_in import KEY, StandIn
+from server.test_lanes_cli import cli
 from server.test_lanes_whole import (
+    NEVER_SENT,
     artifact,
     assert_money_adds_up,
     buy,
@@ -39,6 +42,18 @@ STOP_POINTS = [
 ]
 """Every point of a chunk's and a batch's life at which a worker can be taken for dead."""
 
+STOPS = [
+    *(("openai-batch", point) for point in STOP_POINTS),
+    *(("mistral-batch", point) for point in STOP_POINTS),
+    # Where nobody but a person can tell, it waits for one: tests of their own, below.
+    *(("anthropic-batch", point) for point in STOP_POINTS if point not in NEVER_SENT),
+]
+
+PLAIN_STOPS = [
+    *(point for point in STOP_POINTS if not point.startswith("lanes.")),
+    *(f"lanes.{when}_item:{nth}" for when in ("before", "after") for nth in (1, 5, 8)),
+]
+
 
 @pytest.fixture
 def routers(
@@ -57,13 +72,18 @@ def routers(
 
 
 def check(made: Cluster, client: Client, batch_id: str, provider: StandIn) -> None:
+    check_receipt(made, client, batch_id)
+    assert provider.bought == Counter(TEXTS)
+
+
+def check_receipt(made: Cluster, client: Client, batch_id: str) -> int:
+    """All is answered and the books are even; returns how many may be repeated."""
     batch = ended(client, batch_id)
     lines = artifact(client, batch_id)
     assert batch.state == "succeeded", made.log()
     assert batch.counts.completed == len(TEXTS)
     told = [line["output"]["choices"][0]["message"]["content"] for line in lines]
     assert told == [f"echo: {text}" for text in TEXTS]
-    assert provider.bought == Counter(TEXTS)
     assert_money_adds_up(batch, lines)
     [(balance, reserved, spent, charged)] = made.rows(
         "select balance_micro, reserved_micro, spent_micro,"
@@ -72,6 +92,16 @@ def check(made: Cluster, client: Client, batch_id: str, provider: StandIn) -> No
     assert reserved == 0
     assert spent == charged
     assert balance + spent == 100 * 10**6
+    return batch.billing_receipt.possibly_repeated
+
+
+def wake(made: Cluster, stopped: RunningRouter) -> None:
+    """Let it go on when its lease is taken: it notices, says so, and ends."""
+    taken = "select count(*) from workers where taken_at is not null"
+    wait_until(lambda: made.rows(taken) == [(1,)], within_s=60)
+    stopped.send(signal.SIGCONT)
+    assert stopped.wait_for_death(60) == 12, stopped.log_path.read_text()
+    assert "another worker goes on" in stopped.log_path.read_text()
 
 
 def stop_take_over_and_wake(made: Cluster, provider: StandIn, point: str) -> None:
@@ -82,15 +112,7 @@ def stop_take_over_and_wake(made: Cluster, provider: StandIn, point: str) -> Non
         stopped.wait_until_stopped()
         made.add("worker")
         check(made, client, batch_id, provider)
-        # What was over before the lease was goes on without it, too.
-        taken = "select count(*) from workers where taken_at is not null"
-        wait_until(lambda: made.rows(taken) == [(1,)], within_s=60)
-
-        stopped.send(signal.SIGCONT)
-
-        # It notices that its work was handed on, says so, and ends.
-        assert stopped.wait_for_death(60) == 12, stopped.log_path.read_text()
-        assert "another worker goes on" in stopped.log_path.read_text()
+        wake(made, stopped)
         check(made, client, batch_id, provider)
 
 
@@ -101,12 +123,65 @@ def test_a_worker_that_was_only_stopped_buys_and_books_nothing_again(
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("point", STOP_POINTS)
-@pytest.mark.parametrize("adapter", ["openai-batch", "mistral-batch"])
+@pytest.mark.parametrize(("adapter", "point"), STOPS)
 def test_a_worker_that_is_stopped_anywhere_buys_and_books_nothing_again(
     routers: Callable[..., Cluster], provider: StandIn, adapter: str, point: str
 ) -> None:
     stop_take_over_and_wake(routers(adapter), provider, point)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("point", ["lanes.after_intent", "lanes.before_create"])
+def test_what_a_person_calls_not_bought_is_bought_once_whoever_wakes(
+    routers: Callable[..., Cluster], provider: StandIn, point: str
+) -> None:
+    made = routers("anthropic-batch")
+    api = made.add("api")
+    stopped = made.add("worker", env={"BATCHROUTER_STOP_AT": point})
+    with Client(base_url=api.base_url, api_key=made.api_key) as client:
+        batch_id = buy(client, TEXTS)
+        stopped.wait_until_stopped()
+        made.add("worker")
+        held = until_held(made)
+        assert not provider.batches
+        settle_held(made, held, "--not-bought")
+        check(made, client, batch_id, provider)
+        wake(made, stopped)
+        check(made, client, batch_id, provider)
+
+
+@pytest.mark.drill
+def test_a_create_that_a_woken_worker_sends_late_is_adopted_and_not_sent_again(
+    routers: Callable[..., Cluster], provider: StandIn
+) -> None:
+    """Stopped behind its last look at the lease, it can't be kept from sending: the rest waits."""
+    made = routers("anthropic-batch")
+    api = made.add("api")
+    stopped = made.add("worker", env={"BATCHROUTER_STOP_AT": "lanes.mid_create"})
+    with Client(base_url=api.base_url, api_key=made.api_key) as client:
+        batch_id = buy(client, TEXTS)
+        stopped.wait_until_stopped()
+        made.add("worker")
+        held = until_held(made)
+        assert not provider.batches
+        wake(made, stopped)
+        assert until_held(made) == held
+        assert client.retrieve_batch(batch_id).state == "running"
+        [late] = provider.batches
+        settle_held(made, held, "--adopt", late)
+        check(made, client, batch_id, provider)
+
+
+def until_held(made: Cluster) -> str:
+    held = "select key from lane_submissions where state = 'held'"
+    wait_until(lambda: len(made.rows(held)) == 1, within_s=60)
+    return made.rows(held)[0][0]
+
+
+def settle_held(made: Cluster, submission: str, *decision: str) -> None:
+    env = {**os.environ, **made.env}
+    told = cli("reconcile", submission, "--data", str(made.root), *decision, env=env)
+    assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.drill
@@ -122,6 +197,35 @@ def test_what_a_killed_worker_had_begun_is_gone_on_with(
         assert killed.wait_for_death() == -9
         made.add("worker")
         check(made, client, batch_id, provider)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("point", PLAIN_STOPS)
+def test_a_plain_lane_asks_again_no_more_than_was_in_flight_at_the_stop(
+    routers: Callable[..., Cluster], provider: StandIn, point: str
+) -> None:
+    made = routers("openai-http", concurrency=2)
+    api = made.add("api")
+    stopped = made.add("worker", env={"BATCHROUTER_STOP_AT": point})
+    with Client(base_url=api.base_url, api_key=made.api_key) as client:
+        batch_id = buy(client, TEXTS)
+        stopped.wait_until_stopped()
+        made.add("worker")
+        check_repeats(made, client, batch_id, provider, point)
+        wake(made, stopped)
+        check_repeats(made, client, batch_id, provider, point)
+
+
+def check_repeats(
+    made: Cluster, client: Client, batch_id: str, provider: StandIn, point: str
+) -> None:
+    counted = check_receipt(made, client, batch_id)
+    asked = Counter(provider.asked)
+    assert asked.keys() == set(TEXTS)
+    # Where no item is in flight, none may be asked again.
+    assert asked.total() - len(TEXTS) <= counted <= (2 if "_item" in point else 0)
+    # Deleted behind the commit that ends the batch.
+    wait_until(lambda: made.rows("select count(*) from lane_items") == [(0,)], within_s=60)
 
 
 @pytest.mark.parametrize(

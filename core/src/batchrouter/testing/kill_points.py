@@ -88,6 +88,7 @@ ROUTER_KILL_POINTS: Final[tuple[str, ...]] = (
     "lanes.after_upload",
     "lanes.after_intent",
     "lanes.before_create",
+    "lanes.mid_create",
     "lanes.after_create",
     "lanes.after_accepted",
     "lanes.before_results_stored",

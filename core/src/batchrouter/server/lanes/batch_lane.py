@@ -230,6 +230,7 @@ class BatchLane:
         try:
             killpoints.reached("lanes.before_create")
             self._book.check_fresh()
+            killpoints.reached("lanes.mid_create")
         except ConnectionError:
             # It was not sent. Where the lease is lost the book stays, and who took over asks.
             self._book.move(key, ["intended"], "prepared", input_file=None)
