@@ -66,12 +66,17 @@ class Behaviour:
 
 @dataclass
 class StandIn:
-    """The server. `base_url` is what lanes are given: it ends where the provider's own does."""
+    """The server. `base_url` is what lanes are given: it ends where the provider's own does.
+
+    `posted` has the path and the body of each POST as they came, `forms` the fields of uploads.
+    """
 
     behaviour: Behaviour = field(default_factory=Behaviour)
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, Batch] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    posted: list[tuple[str, bytes]] = field(default_factory=list)
+    forms: list[dict[str, bytes]] = field(default_factory=list)
     most_at_once: int = 0
     _now_at_once: int = 0
     _file_count: int = 0
@@ -277,6 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
         if KEY not in key:
             self._refuse(401, f"Incorrect API key provided: {key}")
             return
+        if method == "POST":
+            self.provider.posted.append((url.path, body))
         for pattern, serve in _ROUTES:
             found = re.fullmatch(pattern, f"{method} {url.path}")
             if found:
@@ -300,11 +307,13 @@ class _Handler(BaseHTTPRequestHandler):
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
         form = BytesParser(policy=HTTP).parsebytes(head + body)
         parts = {
-            part.get_param("name", header="content-disposition"): part for part in form.iter_parts()
+            part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+            for part in form.iter_parts()
         }
-        assert parts["purpose"].get_content().strip() == "batch"
+        self.provider.forms.append(parts)
+        assert parts["purpose"] == b"batch"
         file_id = self.provider.next_file_id()
-        self.provider.files[file_id] = parts["file"].get_payload(decode=True)
+        self.provider.files[file_id] = parts["file"]
         told = {"id": file_id, "object": "file", "purpose": "batch", "filename": "x.jsonl"}
         told |= {"bytes": len(body), "created_at": int(time.time()), "status": "processed"}
         self._answer(200, told)

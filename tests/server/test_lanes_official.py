@@ -1,41 +1,26 @@
-"""The providers' own packages beside ours: they accept what our stand-ins answer and our lanes ask.
+"""The providers' own packages beside ours: their clients read what our stand-ins answer.
 
 The stand-ins are ours, so that a mistake about a provider's wire could stand in both the lane and
-its test. Here the wire is read with the types that OpenAI and Anthropic publish: each answer of
-the stand-in by their clients with strict validation, each request of a lane by their request types.
+its test. Here each answer of the stand-in is read by the clients of OpenAI and Anthropic, with
+strict validation. What the lanes ask is read in `test_lanes_published.py`.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, get_type_hints
+from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import openai
 import pytest
 from anthropic.types.messages import MessageBatchIndividualResponse
-from anthropic.types.messages.batch_create_params import Request
 from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
-from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
-from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.responses import Response
-from openai.types.responses.response_create_params import ResponseCreateParamsNonStreaming
-from pydantic import TypeAdapter, ValidationError
 
-from batchrouter.server.lanes.lane import Lane, LaneItem
 from server.stand_in import KEY, Behaviour, StandIn
-from server.test_lanes_batch import run
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
-ASKED = {
-    CHAT: CompletionCreateParamsNonStreaming,
-    RESPONSES: ResponseCreateParamsNonStreaming,
-    EMBEDDINGS: EmbeddingCreateParams,
-}
 ANSWERED = {CHAT: ChatCompletion, RESPONSES: Response, EMBEDDINGS: CreateEmbeddingResponse}
-SAMPLING = {"temperature", "top_p"}
-"""Not in the package any more: it sends API version 2026-10-21, which refuses them. The lane sends
-2023-06-01, whose reference has them."""
 SCHEMA = {
     "type": "object",
     "properties": {"echo": {"type": "string"}},
@@ -65,18 +50,6 @@ ITEMS: dict[str, list[dict[str, Any]]] = {
     ],
     EMBEDDINGS: [{"input": "five", "dimensions": 2}],
 }
-
-
-def items_of(endpoint: str) -> list[LaneItem]:
-    bodies = [json.dumps({"model": "ours", **body}).encode() for body in ITEMS[endpoint]]
-    return [LaneItem(nth, endpoint, body, 64) for nth, body in enumerate(bodies)]
-
-
-def fits(kind: Any, told: Any) -> Any:
-    """Read by a published type; a member that the type does not have is refused as well."""
-    known = get_type_hints(kind)
-    assert told.keys() <= known.keys(), told.keys() - known.keys()
-    return TypeAdapter(kind).validate_python(told)
 
 
 @pytest.fixture
@@ -204,38 +177,3 @@ def test_anthropics_client_reads_all_that_the_stand_in_says(
     assert [counted.succeeded, counted.errored, counted.expired, counted.canceled] == [
         kinds.count(kind) for kind in ("succeeded", "errored", "expired", "canceled")
     ]
-
-
-@pytest.mark.parametrize("endpoint", ITEMS)
-def test_openais_types_accept_what_a_lane_asks(
-    lane_of: Callable[..., Lane], provider: StandIn, endpoint: str
-) -> None:
-    run(lane_of("openai-batch"), items_of(endpoint))
-
-    [batch] = provider.batches.values()
-    assert len(batch.lines) == len(ITEMS[endpoint])
-    for line in batch.lines:
-        assert line.keys() == {"custom_id", "method", "url", "body"}
-        fits(ASKED[endpoint], line["body"])
-
-
-@pytest.mark.parametrize("endpoint", [CHAT, RESPONSES])
-def test_anthropics_types_accept_what_a_lane_asks(
-    lane_of: Callable[..., Lane], provider: StandIn, endpoint: str
-) -> None:
-    items = [item for item in items_of(endpoint) if b"seed" not in item.body]
-    run(lane_of("anthropic-batch"), items)
-
-    [batch] = provider.batches.values()
-    assert len(batch.lines) == len(items)
-    for line in batch.lines:
-        fits(Request, line)
-        kept = {name: told for name, told in line["params"].items() if name not in SAMPLING}
-        fits(get_type_hints(Request)["params"], kept)
-
-
-def test_the_types_refuse_what_is_wrong() -> None:
-    with pytest.raises(ValidationError):
-        fits(CompletionCreateParamsNonStreaming, {"model": "m", "messages": 7})
-    with pytest.raises(AssertionError, match="tempreature"):
-        fits(CompletionCreateParamsNonStreaming, {"model": "m", "messages": [], "tempreature": 1})
