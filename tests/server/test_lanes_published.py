@@ -194,6 +194,30 @@ def test_anthropic_accepts_what_a_lane_creates(
     assert accepted_by_anthropic(provider) == len(BODIES[endpoint])
 
 
+def test_an_image_that_anthropic_does_not_take_is_refused_for_its_item_alone(
+    lane_of: Callable[..., Lane], provider: StandIn
+) -> None:
+    urls = [PICTURE, "data:image/bmp;base64,Qk0=", "data:IMAGE/PNG;name=a.png;base64,iVBORw0KGgo="]
+    items = [
+        LaneItem(nth, CHAT, json.dumps({"messages": [picture(url, nth)]}).encode(), 64)
+        for nth, url in enumerate(urls)
+    ]
+
+    answers = run(lane_of("anthropic-batch"), items)
+
+    assert [answer.error_code for answer in answers] == [None, "invalid_input", None]
+    assert "'image/bmp'" in answers[1].error_message
+    assert accepted_by_anthropic(provider) == 2
+
+
+def picture(url: str, nth: int) -> dict[str, Any]:
+    parts = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": f"What is {nth}?"},
+    ]
+    return {"role": "user", "content": parts}
+
+
 @pytest.mark.parametrize("has_responses", [False, True])
 @pytest.mark.parametrize("endpoint", BODIES)
 def test_a_plain_server_is_asked_as_openai_publishes_it(

@@ -28,6 +28,7 @@ _BATCHES = "/v1/messages/batches"
 _PAGE = 100
 #: A tool that must be called is how a schema is asked for: its input is the answer.
 _TOOL = "answer"
+_IMAGES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -147,7 +148,7 @@ def messages_params(asked: Conversation, model: str) -> dict[str, Any]:
     """Write a conversation as the parameters of Anthropic's Messages API.
 
     Raises:
-        ValueError: An image is neither a data URL nor an https URL.
+        ValueError: An image is neither a data URL nor an https URL, or of a type that is not taken.
     """
     params: dict[str, Any] = {
         "model": model,
@@ -173,7 +174,10 @@ def _block(kind: str, value: str) -> dict[str, Any]:
     if kind == "text":
         return {"type": "text", "text": value}
     if value.startswith("data:") and ";base64," in value:
-        media_type, _, data = value.removeprefix("data:").partition(";base64,")
+        told, _, data = value.removeprefix("data:").partition(";base64,")
+        media_type = told.partition(";")[0].lower()
+        if media_type not in _IMAGES:
+            raise ValueError(f"an image is {media_type!r}: Anthropic takes {', '.join(_IMAGES)}")
         source = {"type": "base64", "media_type": media_type, "data": data}
     elif value.startswith("https://"):
         source = {"type": "url", "url": value}
