@@ -22,7 +22,10 @@ _UNSENT = {
     "cancelled": ("cancelled", "the batch was cancelled before this item was sent"),
     "expired": ("expired", "the deadline passed before this item was sent"),
 }
-_CAPPED = ("price_cap_reached", "the worst case of this item does not fit under the quoted total")
+_CAPPED = (
+    "price_cap_reached",
+    "the worst case of this item does not fit under the quoted total: cap its max_output_tokens",
+)
 _GIVEN_UP = ("provider_error", "the router could not carry this item out")
 
 
