@@ -224,3 +224,16 @@ def test_a_hash_of_an_unknown_version_buys_nothing(tmp_path: Path, told: str) ->
     with pytest.raises(SinkError, match=r"hashes of version .* upgrade batchrouter"):
         _build(job, tmp_path / "out", bought=stored.to_batches())
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("told", ["1-", "1-short", f"1-{'A' * 26}", f"1-{'a' * 27}", "1-é"])
+def test_a_hash_that_is_not_ours_is_of_no_row(tmp_path: Path, told: str) -> None:
+    job = _job(_table(_body))
+    landed = _landed(job, tmp_path)
+    hashes = [told, *landed["_request_hash"].to_pylist()[1:]]
+    landed = landed.set_column(2, "_request_hash", pa.array(hashes, pa.string()))
+
+    built = _build(job, tmp_path, bought=iter(landed.to_batches()))
+
+    assert built.item_count == 1
+    assert built.unchanged_count == len(landed) - 1

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchrouter.errors import DuplicateKeyError, ManifestError
 from batchrouter.manifest.keys import (
+    CODE_LENGTH,
     Digest,
     SeenKeys,
     codes,
@@ -20,11 +23,23 @@ from batchrouter.manifest.keys import (
     key_problem,
     refuse_duplicates,
     typed_keys,
+    words_of,
+    words_of_codes,
 )
 
 
 def _ids(*columns: pa.Array) -> list[str]:
     return codes(digests_of(typed_keys(columns))).to_pylist()
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), max_size=5).map(b"".join))
+def test_codes_are_read_back_as_the_words_of_their_digests(digests: bytes) -> None:
+    letters = np.frombuffer("".join(codes(digests).to_pylist()).encode(), np.uint8)
+
+    words = words_of_codes(letters.reshape(-1, CODE_LENGTH))
+
+    assert words.tolist() == words_of(digests).tolist()
+    assert words.astype(">u8").tobytes() == digests
 
 
 def test_codes_are_base32_of_the_digest() -> None:

@@ -1,7 +1,7 @@
 """What a table holds as succeeded, by key and request: rows that need not be bought again.
 
-Of each such row 16 bytes are kept, a hash of its key and of its `_request_hash`, sorted in one file
-on disk. Up to four million are held in memory; of more, the first of each 64 is held, and the rest
+Of each such row 16 bytes are kept, its key's hash and its request's in one, sorted in one file on
+disk. Up to four million are held in memory; of more, the first of each 64 is held, and the rest
 is read where it is asked for. So memory is flat, and any number of processes may ask.
 
 A `_request_hash` begins with the version of its hash. A row of the source is hashed by each version
@@ -19,10 +19,18 @@ import pyarrow as pa
 import xxhash
 
 from batchrouter.errors import SinkError
-from batchrouter.manifest.arrow import Array, pc, py_buffer
+from batchrouter.manifest.arrow import Array, pc
 from batchrouter.manifest.files import NumberedFiles
-from batchrouter.manifest.keys import HASH_VERSION, codes, digests_of, typed_keys
+from batchrouter.manifest.keys import (
+    CODE_LENGTH,
+    HASH_VERSION,
+    digests_of,
+    typed_keys,
+    words_of,
+    words_of_codes,
+)
 from batchrouter.manifest.rendering import plain
+from batchrouter.manifest.slices import offsets_of
 from batchrouter.manifest.storing import storing
 
 REQUEST_HASH = "_request_hash"
@@ -57,12 +65,15 @@ def note_bought(
         known = batch.filter(pc.is_valid(batch.column(REQUEST_HASH)))
         hashes: Array = known.column(REQUEST_HASH).cast(pa.string())
         versions |= _versions(hashes)
-        columns = [_as_in_source(known.column(field.name), field) for field in keys]
-        records = _records(digests_of(typed_keys(columns)), hashes)
+        letters = pc.subtract(pc.binary_length(hashes), pc.find_substring(hashes, "-"))
+        is_ours = pc.equal(letters, len("-") + CODE_LENGTH)
+        columns = [_as_in_source(known.column(field.name), field).filter(is_ours) for field in keys]
+        requests = words_of_codes(_codes(hashes.filter(is_ours)))
+        records = words_of(digests_of(typed_keys(columns))) ^ requests
         parted.add(records, (records[:, 0] >> np.uint64(58)).astype(np.int64))
     with storing(str(path)), path.open("wb") as file:
         for part in range(_PARTS):
-            file.write(np.unique(parted.take(part), axis=0).data)
+            file.write(_sorted(parted.take(part)).data)
     return BoughtRows(path, sorted(versions))
 
 
@@ -81,8 +92,10 @@ def _as_in_source(column: Array, field: "pa.Field[Any]") -> Array:
 
 
 def _versions(hashes: Array) -> set[int]:
-    found: set[int] = set()
-    for text in pc.unique(pc.replace_substring_regex(hashes, "-.*$", "")).to_pylist():
+    is_newest = pc.starts_with(hashes, f"{HASH_VERSION}-")
+    others = hashes.filter(pc.invert(is_newest))
+    found: set[int] = {HASH_VERSION} if len(others) < len(hashes) else set()
+    for text in pc.unique(pc.replace_substring_regex(others, "-.*$", "")).to_pylist():
         version = int(text) if text.isascii() and text.isdigit() else None
         if version not in REQUEST_DIGESTS:
             raise SinkError(
@@ -93,13 +106,20 @@ def _versions(hashes: Array) -> set[int]:
     return found
 
 
-def _records(digests: bytes, hashes: Array) -> npt.NDArray[np.uint64]:
-    """Hash each row's key hash and request hash into one; two words a row."""
-    keys = pa.Array.from_buffers(
-        pa.binary(_DIGEST_BYTES), len(hashes), [None, py_buffer(digests)]
-    ).cast(pa.binary())
-    both = pc.binary_join_element_wise(keys, hashes.cast(pa.binary()), pa.scalar(b"", pa.binary()))
-    return np.frombuffer(digests_of(both), ">u8").astype(np.uint64).reshape(-1, 2)
+def _codes(hashes: Array) -> npt.NDArray[np.uint8]:
+    """Give the letters behind the versions, 26 for each row."""
+    texts = pc.binary_slice(hashes.cast(pa.binary()), -CODE_LENGTH)
+    offsets = offsets_of(texts)
+    letters = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    return letters[offsets[0] : offsets[-1]].reshape(-1, CODE_LENGTH)
+
+
+def _sorted(records: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Sort records, and leave out those that stand twice."""
+    records = records[np.lexsort((records[:, 1], records[:, 0]))]
+    is_new = np.ones(len(records), np.bool_)
+    is_new[1:] = (records[1:] != records[:-1]).any(axis=1)
+    return records[is_new]
 
 
 class BoughtRows:
@@ -117,7 +137,10 @@ class BoughtRows:
         self._step = 1 if count <= _HELD_ROWS else _STEP
         with path.open("rb") as file:
             chunks = [_read(file)[:: self._step] for _ in range(0, count, _HELD_ROWS)]
-        self._firsts = np.concatenate(chunks) if chunks else np.empty((0, 2), np.uint64)
+        firsts = np.concatenate(chunks) if chunks else np.empty((0, 2), np.uint64)
+        # Apart: a search in one column of two would copy it each time.
+        self._firsts = np.ascontiguousarray(firsts[:, 0])
+        self._seconds = np.ascontiguousarray(firsts[:, 1])
 
     def to_dict(self) -> dict[str, Any]:
         """Write what another process opens it by."""
@@ -143,15 +166,15 @@ class BoughtRows:
         count = len(digests) // _DIGEST_BYTES
         found = np.zeros(count, np.bool_)
         for version in self._versions if len(self._firsts) else ():
-            hashes = codes(hashed(version).tobytes(), f"{version}-".encode())
-            found |= self._found(_records(digests, hashes))
+            found |= self._found(words_of(digests) ^ words_of(hashed(version).tobytes()))
         return found
 
     def _found(self, records: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        blocks = np.searchsorted(self._firsts[:, 0], records[:, 0], side="right") - 1
+        blocks = np.searchsorted(self._firsts, records[:, 0], side="right") - 1
         there = blocks >= 0
         if self._step == 1:
-            return there & (self._firsts[blocks] == records).all(axis=1)
+            is_first = self._firsts[blocks] == records[:, 0]
+            return there & is_first & (self._seconds[blocks] == records[:, 1])
         found = np.zeros(len(records), np.bool_)
         with storing(str(self._path)), self._path.open("rb") as file:
             for at in np.flatnonzero(there).tolist():

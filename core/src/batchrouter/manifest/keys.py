@@ -30,10 +30,13 @@ _ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567"
 _PAIRS = np.frombuffer(
     b"".join(bytes([high, low]) for high in _ALPHABET for low in _ALPHABET), np.uint16
 )
+_VALUES = np.full(256, 255, np.uint8)
+_VALUES[np.frombuffer(_ALPHABET, np.uint8)] = np.arange(len(_ALPHABET))
+_LETTER_BITS = 5
 _PAIR_BITS = 10
 _DIGEST_BYTES = 16
 _WORD_BITS = 64
-_CODE_LENGTH = 26
+CODE_LENGTH = 26
 _NAMED = 5
 _CANDIDATES_A_PASS = 1000
 _HELD_KEYS = 500_000
@@ -117,11 +120,11 @@ def codes(digests: bytes, prefix: bytes = b"") -> Array:
         >>> codes(bytes(16))[0].as_py()
         'aaaaaaaaaaaaaaaaaaaaaaaaaa'
     """
-    halves = np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
+    halves = words_of(digests)
     high, low = halves[:, 0].copy(), halves[:, 1].copy()
-    width = len(prefix) + _CODE_LENGTH
-    pairs = np.empty((len(halves), _CODE_LENGTH // 2), np.uint16)
-    for at in range(_CODE_LENGTH // 2):
+    width = len(prefix) + CODE_LENGTH
+    pairs = np.empty((len(halves), CODE_LENGTH // 2), np.uint16)
+    for at in range(CODE_LENGTH // 2):
         pairs[:, at] = _PAIRS[_ten_bits(high, low, at * _PAIR_BITS)]
     text = np.empty((len(halves), width), np.uint8)
     text[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
@@ -129,6 +132,29 @@ def codes(digests: bytes, prefix: bytes = b"") -> Array:
     offsets = np.arange(len(halves) + 1, dtype=np.int32) * width
     buffers = [None, py_buffer(offsets), py_buffer(text)]
     return pa.Array.from_buffers(pa.string(), len(halves), buffers)
+
+
+def words_of(digests: bytes) -> npt.NDArray[np.uint64]:
+    """Read each 16-byte digest as two words, the high one first."""
+    return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def words_of_codes(letters: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """Read what `codes` wrote; the words of what it would not write are of no digest.
+
+    Args:
+        letters: 26 of each row.
+    """
+    values = _VALUES[letters].astype(np.uint64)
+    words = np.zeros((len(letters), 2), np.uint64)
+    for at in range(CODE_LENGTH):
+        shift = 2 * _WORD_BITS - (at + 1) * _LETTER_BITS
+        for word, left in enumerate((shift - _WORD_BITS, shift)):
+            if 0 <= left < _WORD_BITS:
+                words[:, word] |= values[:, at] << np.uint64(left)
+            elif -_LETTER_BITS < left < 0:
+                words[:, word] |= values[:, at] >> np.uint64(-left)
+    return words
 
 
 def _ten_bits(
