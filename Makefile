@@ -104,7 +104,7 @@ constraints: constraints-core constraints-spark $(MEMBERS:%=constraints-%) ## re
 
 constraints-core: $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --group dev --group compiler --universal --python-version 3.11 \
-		--upgrade --no-emit-package batchrouter-kernel --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--quiet --output-file $(CONSTRAINTS)
 
 constraints-spark: $(BIN)/uv

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,12 @@ def build(folder: Path) -> int:
     return built.row_count
 
 
-def answer_parts(folder: Path) -> None:
+def answer_parts(folder: Path, *, all_succeed: bool = False) -> None:
     """Answer every item of every part, and let go of the manifests."""
     for part in json.loads((folder / "built.json").read_text())["parts"]:
         (folder / "manifest" / part["manifest_path"]).unlink()
         artifact = folder / f"artifact-{part['index']}.jsonl"
-        answer(folder / "rows" / part["rows_path"], artifact)
+        answer(folder / "rows" / part["rows_path"], artifact, all_succeed=all_succeed)
 
 
 def to_land(folder: Path) -> dict[str, Any]:
@@ -128,9 +128,8 @@ def run_step(step: str, folder: Path) -> None:
     print(json.dumps({"rows": rows, "wall_s": wall_s, "cpu_s": cpu_s}))
 
 
-def measured(rows: int) -> dict[str, dict[str, Any]]:
-    """Make a table of so many rows, and take both steps."""
-    environment = {**os.environ, "BATCHROUTER_PROCESSES": "1"}
+def measured(rows: int, take: Callable[[str, Path], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Make a table of so many rows, and take both steps, the answers made in between."""
     told: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="batchrouter-bench-") as name:
         folder = Path(name)
@@ -138,10 +137,15 @@ def measured(rows: int) -> dict[str, dict[str, Any]]:
         for step in STEPS:
             if step == "land":
                 answer_parts(folder)
-            command = [sys.executable, __file__, "--step", step, str(folder)]
-            told[step] = run_measured(command, environment)
+            told[step] = take(step, folder)
             assert told[step]["rows"] == rows
     return told
+
+
+def take(step: str, folder: Path) -> dict[str, Any]:
+    """Take a step in a process of its own."""
+    command = [sys.executable, __file__, "--step", step, str(folder)]
+    return run_measured(command, {**os.environ, "BATCHROUTER_PROCESSES": "1"})
 
 
 def plot(told: dict[int, dict[str, dict[str, Any]]], path: Path) -> None:
@@ -192,7 +196,7 @@ def main() -> None:
     print("| rows | | s | CPU s | rows/CPU s | peak MB |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
     for rows in given.rows:
-        told[rows] = measured(rows)
+        told[rows] = measured(rows, take)
         for step, one in told[rows].items():
             speed = f"{one['wall_s']:.1f} | {one['cpu_s']:.1f} | {rows / one['cpu_s']:,.0f}"
             print(f"| {rows:,} | {step} | {speed} | {one['peak_mb']:.0f} |", flush=True)

@@ -26,7 +26,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -35,8 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_sizes import STEPS, Line, answer_parts, build, draw, job_of, land, prepare, to_land
-from tickets import make_table
+from bench_sizes import STEPS, Line, build, draw, job_of, land, measured, prepare, to_land
 
 WAYS = ("one process", "Spark, 2 executors")
 _PART_ROWS = 500_000
@@ -189,20 +187,6 @@ def run_measured(way: str, step: str, folder: Path) -> dict[str, Any]:
     return told | {"driver_mb": memory.driver_mb, "executors_mb": memory.executors_mb}
 
 
-def measured(way: str, rows: int) -> dict[tuple[str, str], dict[str, Any]]:
-    """Make a table of so many rows, and take both steps one way."""
-    told: dict[tuple[str, str], dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="batchrouter-bench-") as name:
-        folder = Path(name)
-        make_table(folder / "tickets.parquet", rows, is_short=True)
-        for step in STEPS:
-            if step == "land":
-                answer_parts(folder)
-            told[way, step] = run_measured(way, step, folder)
-            assert told[way, step]["rows"] == rows
-    return told
-
-
 def plot(told: Told, path: Path) -> None:
     """Draw speed and memory over the size of the table."""
     here, spark = WAYS
@@ -246,9 +230,9 @@ def main() -> None:
     for rows in given.rows:
         told[rows] = {}
         for way in WAYS:
-            one = measured(way, rows)
-            told[rows] |= one
-            for (_, step), each in one.items():
+            one = measured(rows, partial(run_measured, way))
+            for step, each in one.items():
+                told[rows][way, step] = each
                 print(row_of(rows, way, step, each), flush=True)
         if given.plot:
             plot(told, given.plot)

@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from answers import answer
-from bench_sizes import build, job_of, land, prepare, to_land
+from bench_sizes import answer_parts, build, job_of, land, prepare
 from process_tree import run_measured
 from tickets import make_table
 
@@ -75,8 +74,7 @@ def main() -> None:
         folder = Path(name)
         make_table(folder / "tickets.parquet", given.rows, is_short=given.is_short)
         build(folder)
-        for part in to_land(folder)["parts"]:
-            answer(Path(part.rows_path), Path(part.artifact_path), all_succeed=True)
+        answer_parts(folder, all_succeed=True)
         land(folder, kind=f"{given.table}:")
         for _ in range(given.rounds):
             for way, processes in WAYS.items():

@@ -4,6 +4,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,20 @@ def wake(made: Cluster, stopped: RunningRouter) -> None:
     assert "another worker goes on" in stopped.log_path.read_text()
 
 
-def stop_take_over_and_wake(made: Cluster, provider: StandIn, point: str) -> None:
+@contextmanager
+def stopped_at(made: Cluster, point: str) -> Iterator[tuple[Client, str, RunningRouter]]:
+    """Give a client, its batch, and the worker that is stopped there; another one is added."""
     api = made.add("api")
     stopped = made.add("worker", env={"BATCHROUTER_STOP_AT": point})
     with Client(base_url=api.base_url, api_key=made.api_key) as client:
         batch_id = buy(client, TEXTS)
         stopped.wait_until_stopped()
         made.add("worker")
+        yield client, batch_id, stopped
+
+
+def stop_take_over_and_wake(made: Cluster, provider: StandIn, point: str) -> None:
+    with stopped_at(made, point) as (client, batch_id, stopped):
         check(made, client, batch_id, provider)
         wake(made, stopped)
         check(made, client, batch_id, provider)
@@ -136,12 +144,7 @@ def test_what_a_person_calls_not_bought_is_bought_once_whoever_wakes(
     routers: Callable[..., Cluster], provider: StandIn, point: str
 ) -> None:
     made = routers("anthropic-batch")
-    api = made.add("api")
-    stopped = made.add("worker", env={"BATCHROUTER_STOP_AT": point})
-    with Client(base_url=api.base_url, api_key=made.api_key) as client:
-        batch_id = buy(client, TEXTS)
-        stopped.wait_until_stopped()
-        made.add("worker")
+    with stopped_at(made, point) as (client, batch_id, stopped):
         held = until_held(made)
         assert not provider.batches
         settle_held(made, held, "--not-bought")
@@ -156,12 +159,7 @@ def test_a_create_that_a_woken_worker_sends_late_is_adopted_and_not_sent_again(
 ) -> None:
     """Stopped behind its last look at the lease, it can't be kept from sending: the rest waits."""
     made = routers("anthropic-batch")
-    api = made.add("api")
-    stopped = made.add("worker", env={"BATCHROUTER_STOP_AT": "lanes.mid_create"})
-    with Client(base_url=api.base_url, api_key=made.api_key) as client:
-        batch_id = buy(client, TEXTS)
-        stopped.wait_until_stopped()
-        made.add("worker")
+    with stopped_at(made, "lanes.mid_create") as (client, batch_id, stopped):
         held = until_held(made)
         assert not provider.batches
         wake(made, stopped)
@@ -205,12 +203,7 @@ def test_a_plain_lane_asks_again_no_more_than_was_in_flight_at_the_stop(
     routers: Callable[..., Cluster], provider: StandIn, point: str
 ) -> None:
     made = routers("openai-http", concurrency=2)
-    api = made.add("api")
-    stopped = made.add("worker", env={"BATCHROUTER_STOP_AT": point})
-    with Client(base_url=api.base_url, api_key=made.api_key) as client:
-        batch_id = buy(client, TEXTS)
-        stopped.wait_until_stopped()
-        made.add("worker")
+    with stopped_at(made, point) as (client, batch_id, stopped):
         check_repeats(made, client, batch_id, provider, point)
         wake(made, stopped)
         check_repeats(made, client, batch_id, provider, point)

@@ -49,31 +49,32 @@ class CompiledWriter:
     def write(self, columns: Mapping[Slot, Array]) -> Iterator[Slice]:
         """Write a line for each row, slice by slice; the arguments are those of `ArrowWriter`."""
         cells = [as_binary(columns[slot]) for slot in self._slots]
+        columns = self._columns(cells)
         start, rows, room = 0, len(cells[0]), SLICE_BYTES
         while start < rows:
-            written = self._slice(cells, start, room)
+            written = self._slice(columns, range(start, rows), room)
             if written is None:
                 room = self._most_bytes(cells, start)
                 continue
             yield written
             start, room = start + len(written.ends), SLICE_BYTES
 
-    def _slice(self, cells: list[Array], start: int, room: int) -> Slice | None:
-        """Write the rows that fit into so many bytes, or None if not even the first one does."""
+    def _slice(self, columns: Any, rows: range, room: int) -> Slice | None:
+        """Write those that fit into so many bytes, or None if not even the first one does."""
         lines = np.empty(room, np.uint8)
-        ends = np.empty(len(cells[0]) - start, np.int64)
+        ends = np.empty(len(rows), np.int64)
         written = _kernel.write_lines(
-            self._columns(cells),
+            columns,
             self._constants,
-            start=start,
-            rows=len(cells[0]),
+            start=rows.start,
+            rows=rows.stop,
             out_address=lines.ctypes.data,
             out_bytes=room,
             ends_address=ends.ctypes.data,
         )
         if not written:
             return None
-        return Slice(start, lines.data[: ends[written - 1]], ends[:written])
+        return Slice(rows.start, lines.data[: ends[written - 1]], ends[:written])
 
     def _columns(self, cells: list[Array]) -> Any:
         columns = (_kernel.Column * len(cells))()
